@@ -1,0 +1,59 @@
+"""Turn any pretrained image generator into an image segmenter.
+
+Nothing heavy is imported until one of the public names is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentseg.evaluation.datasets import open_dataset
+    from latentseg.evaluation.protocols import evaluate
+    from latentseg.generators import list_generators, load_generator
+    from latentseg.generators.training import train_generator
+    from latentseg.labelers import load_labeler
+    from latentseg.labelers.directions import fit_directions
+    from latentseg.students.segmenter import Segmenter
+    from latentseg.students.self_training import self_train
+    from latentseg.students.training import train
+    from latentseg.synthesis.writers import synthesize
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Segmenter",
+    "evaluate",
+    "fit_directions",
+    "list_generators",
+    "load_generator",
+    "load_labeler",
+    "open_dataset",
+    "self_train",
+    "synthesize",
+    "train",
+    "train_generator",
+]
+
+_HOMES = {
+    "Segmenter": "latentseg.students.segmenter",
+    "evaluate": "latentseg.evaluation.protocols",
+    "fit_directions": "latentseg.labelers.directions",
+    "list_generators": "latentseg.generators",
+    "load_generator": "latentseg.generators",
+    "load_labeler": "latentseg.labelers",
+    "open_dataset": "latentseg.evaluation.datasets",
+    "self_train": "latentseg.students.self_training",
+    "synthesize": "latentseg.synthesis.writers",
+    "train": "latentseg.students.training",
+    "train_generator": "latentseg.generators.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'latentseg' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,611 @@
+"""The command line: one function per command, each one call of the library and the reading of its flags.
+
+Nothing that takes long to import is imported before a command runs.
+"""
+
+import json as json_module
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from latentseg import __version__
+from latentseg.errors import InputError, LatentsegError
+
+GeneratorName = Annotated[
+    Positional[str],
+    arg(metavar="GENERATOR", help="Bundled name, folder of train-generator, or module:callable."),
+]
+Out = Annotated[Positional[Path], arg(metavar="OUT", help="Folder of the result.")]
+Model = Annotated[
+    Positional[str], arg(metavar="MODEL", help="Bundled name, model folder or run folder.")
+]
+Mode = Literal["light", "dark", "both"]
+Variant = Literal["ours", "official", "paper"]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Flags that mean the same everywhere."""
+
+    device: str = "auto"
+    """Where to compute: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps."""
+    json: Path | None = None
+    """Write the result as JSON to this file; - for stdout."""
+    quiet: bool = False
+    """No progress on stderr."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+COMMON = Common()
+CommonFlags = OmitArgPrefixes[Common]
+
+
+def run(
+    generator: GeneratorName,
+    out: Annotated[Positional[Path], arg(metavar="RUN")],
+    *,
+    method: Literal["directions"] = "directions",
+    preset: Literal["quick", "standard", "paper"] = "standard",
+    eval: tuple[Path, ...] = (),
+    photos: Path | None = None,
+    rounds: int | None = None,
+    ceiling: Path | None = None,
+    variant: Variant | None = None,
+    mode: Literal["light", "dark", "both", "ensemble"] | None = None,
+    radius: float | None = None,
+    contrast_weight: float | None = None,
+    count: int | None = None,
+    network: str | None = None,
+    width: float | None = None,
+    steps: int | None = None,
+    protocol: str | None = None,
+    keep_dataset: bool = False,
+    seed: int = 0,
+    common: CommonFlags = COMMON,
+) -> None:
+    """The whole job: label, synthesise, train, evaluate, report. The same command continues it.
+
+    Args:
+        generator: What to learn from.
+        out: The run folder.
+        method: How masks are made.
+        preset: quick for a first look, standard for quality, paper for the published settings.
+        eval: Real photos with masks to measure on; may be given several.
+        photos: Unlabelled photos of the same domain, for self-training.
+        rounds: Rounds of self-training; by default those of the preset.
+        ceiling: Real photos with masks: the same student learns from them, for comparison.
+        variant: Settings of the search: ours, those of the official code, or of the paper.
+        mode: Directions that make the mask; ensemble averages students of light and dark.
+        radius: Step that makes masks, in standard deviations of the latent; by default chosen.
+        contrast_weight: Weight of the contrast loss, lambda in the paper.
+        count: Synthetic pairs; 0 draws new ones for as long as the student trains.
+        network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
+        width: Width of the U-Net, 1 in the paper.
+        steps: Training steps of the student.
+        protocol: How results are measured: melas2021 or pooled.
+        keep_dataset: Keep the synthetic pairs in RUN/dataset.
+        seed: Of everything random.
+    """
+    from latentseg.labelers.directions import VARIANTS
+    from latentseg.run import PRESETS
+    from latentseg.run import run as run_all
+
+    base = PRESETS[preset]
+    directions = VARIANTS[variant] if variant else base.directions
+    directions = _changed(
+        directions,
+        mode=None if mode == "ensemble" else mode,
+        generation_radius=radius,
+        contrast_weight=contrast_weight,
+    )
+    student = _changed(base.student, network=network, width=width, steps=steps)
+    if steps is not None:
+        student = replace(student, decay_at=round(steps * base.student.decay_at / base.student.steps))
+    config = replace(
+        base,
+        directions=directions,
+        ensemble=mode == "ensemble",
+        count=base.count if count is None else count or None,
+        student=student,
+        rounds=_changed(base.rounds, rounds=rounds, train=student),
+        protocol=protocol or base.protocol,
+        seed=seed,
+    )
+    run_all(
+        generator,
+        out,
+        config=config,
+        eval_data=eval,
+        photos=photos,
+        ceiling=ceiling,
+        keep_dataset=keep_dataset,
+        device=common.device,
+        quiet=common.quiet,
+    )
+    results = json_module.loads((out / "results.json").read_text())
+    _print_results(results)
+    print(f"report: {out / 'report.html'}\nmodel: {out / 'model'}")
+    _write_json(common, results)
+
+
+def generators(*, common: CommonFlags = COMMON) -> None:
+    """What is bundled, what else can be opened, and which labelers each serves."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from latentseg.generators import list_generators, load_generator
+    from latentseg.generators.protocols import HasFeatures, HasVariants
+    from latentseg.labelers import METHODS, labelers_for
+
+    table = Table(title="Bundled generators")
+    for column in ("name", "size", "latent", "classes", "variants", "features", *METHODS, "licence"):
+        table.add_column(column, overflow="fold")
+    rows = []
+    for bundled in list_generators():
+        opened = load_generator(bundled.name, device="cpu")
+        served = labelers_for(opened)
+        abilities = {
+            "variants": isinstance(opened, HasVariants),
+            "features": isinstance(opened, HasFeatures),
+        } | {method: method in served for method in METHODS}
+        rows.append({**opened.info.to_json(), **abilities})
+        table.add_row(
+            bundled.name,
+            "{} x {}".format(*bundled.size),
+            f"{opened.info.space} {opened.info.latent}",
+            str(opened.info.n_classes or "-"),
+            *("yes" if able else "-" for able in abilities.values()),
+            bundled.licence,
+        )
+    Console().print(table)
+    print("A folder written by `latentseg train-generator` and module:callable can be opened, too.")
+    _write_json(common, rows)
+
+
+def train_generator(
+    photos: Annotated[Positional[Path], arg(metavar="PHOTOS")],
+    out: Out,
+    *,
+    size: tuple[int, int] = (64, 64),
+    channels: tuple[int, ...] | None = None,
+    images: int = 1_000_000,
+    batch: int = 32,
+    lr: float = 2.5e-3,
+    r1_weight: float = 0.1,
+    style_mixing: float = 0.9,
+    augmentation: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation"),
+    adaptive: bool = False,
+    classes: bool = False,
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    report_images: int = 32_000,
+    inception: Path | None = None,
+    name: str | None = None,
+    licence: str = "unknown: that of the photos",
+    seed: int = 0,
+    common: CommonFlags = COMMON,
+) -> None:
+    """A generator of your own domain (StyleGAN2). The same command continues; raise --images to go on.
+
+    Args:
+        photos: Folder of photos; with --classes, one subfolder of photos per class.
+        out: Folder of the training; OUT/generator can be opened at any time.
+        size: Height and width in pixels.
+        channels: Channels per resolution, coarse to fine; by default fitted to the size.
+        images: Photos shown in all.
+        batch: Photos per step.
+        lr: Learning rate.
+        r1_weight: Weight of the gradient penalty.
+        style_mixing: Chance that an image is drawn from two styles.
+        augmentation: Differentiable augmentation of photos and drawn images.
+        adaptive: Let its strength follow the discriminator's overfitting.
+        classes: Learn the subfolders as classes.
+        precision: auto takes bf16 where the hardware has it.
+        report_images: Photos between two reports.
+        inception: Weights of the Inception network, to report the FID as well (extra `metrics`).
+        name: Of the generator.
+        licence: Of the weights, for its card.
+        seed: Of everything random.
+    """
+    from latentseg.generators.training import GeneratorTrainingConfig
+    from latentseg.generators.training import train_generator as train_all
+    from latentseg.generators.training.loop import default_channels
+
+    config = GeneratorTrainingConfig(
+        size=size,
+        channels=channels or default_channels(size),
+        images=images,
+        batch=batch,
+        lr=lr,
+        r1_weight=r1_weight,
+        style_mixing=style_mixing,
+        augmentation=augmentation,
+        adaptive=adaptive,
+        precision=precision,
+        report_images=report_images,
+        seed=seed,
+    )
+    folder = train_all(
+        photos,
+        out,
+        config=config,
+        with_classes=classes,
+        inception=inception,
+        name=name,
+        licence=licence,
+        device=common.device,
+        quiet=common.quiet,
+    )
+    print(folder)
+    _write_json(common, json_module.loads((folder / "config.json").read_text()))
+
+
+def fit(
+    method: Annotated[Positional[Literal["directions"]], arg(metavar="METHOD")],
+    generator: GeneratorName,
+    out: Out,
+    *,
+    variant: Variant = "ours",
+    mode: Mode = "both",
+    radius: float | None = None,
+    contrast_weight: float | None = None,
+    structure_weight: float | None = None,
+    search_radius: float | None = None,
+    steps: int | None = None,
+    restarts: int | None = None,
+    seed: int = 0,
+    common: CommonFlags = COMMON,
+) -> None:
+    """A labeler: finds what turns generated images into masks, with a quality report.
+
+    Args:
+        method: directions (Melas-Kyriazi et al. 2021).
+        generator: Whose images it will label.
+        out: Folder of the labeler.
+        variant: Settings of the search: ours, those of the official code, or of the paper.
+        mode: Directions that make the mask.
+        radius: Step that makes masks, in standard deviations of the latent; by default chosen.
+        contrast_weight: Weight of the contrast loss, lambda in the paper.
+        structure_weight: Weight of the structure loss.
+        search_radius: Step during the search.
+        steps: Most steps of the search.
+        restarts: Random starts of the search.
+        seed: Of everything random.
+    """
+    from latentseg.generators import load_generator
+    from latentseg.labelers.directions import VARIANTS, fit_directions
+
+    config = _changed(
+        VARIANTS[variant],
+        mode=mode,
+        generation_radius=radius,
+        contrast_weight=contrast_weight,
+        structure_weight=structure_weight,
+        radius=search_radius,
+        steps=steps,
+        restarts=restarts,
+    )
+    opened = load_generator(generator, device=common.device)
+    fit_directions(opened, config=config, seed=seed, out=out, quiet=common.quiet)
+    print(f"{out}\nlook at: {out / 'contact_sheet.png'}")
+    _write_json(common, json_module.loads((out / "quality.json").read_text()))
+
+
+def synth(
+    generator: GeneratorName,
+    labeler: Annotated[Positional[Path], arg(metavar="LABELER")],
+    out: Out,
+    *,
+    count: int = 10_000,
+    format: Literal["folder"] = "folder",
+    suffix: Literal["png", "jpg"] = "png",
+    seed: int = 0,
+    common: CommonFlags = COMMON,
+) -> None:
+    """A labelled dataset: sample i depends only on (seed, i). Raise --count to go on.
+
+    Args:
+        generator: Draws the images.
+        labeler: Folder written by `latentseg fit`.
+        out: Folder of the dataset.
+        count: Pairs in all.
+        format: How it is laid out on disk.
+        suffix: png is lossless; jpg is smaller.
+        seed: Of everything random.
+    """
+    del format  # one layout so far; the flag is part of the promise
+    from latentseg.generators import load_generator
+    from latentseg.labelers import load_labeler
+    from latentseg.synthesis.writers import synthesize
+
+    opened = load_generator(generator, device=common.device)
+    fitted = load_labeler(labeler, opened)
+    folder = synthesize(
+        opened, fitted, count=count, out=out, seed=seed, suffix=suffix, quiet=common.quiet
+    )
+    print(folder)
+    _write_json(common, json_module.loads((folder / "dataset.json").read_text()))
+
+
+def train(
+    dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
+    out: Annotated[Positional[Path], arg(metavar="RUN")],
+    *,
+    preset: Literal["quick", "standard", "paper"] = "standard",
+    network: str | None = None,
+    width: float | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    augment: Literal["none", "flip", "photo"] | None = None,
+    size: tuple[int, int] | None = None,
+    photos: Path | None = None,
+    rounds: int = 3,
+    seed: int = 0,
+    common: CommonFlags = COMMON,
+) -> None:
+    """A student: a segmentation network trained on a dataset. The same command again resumes.
+
+    Args:
+        dataset: Images with masks, synthetic or real.
+        out: Folder of the training; RUN/model is the segmenter.
+        preset: quick, standard or paper.
+        network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
+        width: Width of the U-Net, 1 in the paper.
+        steps: Training steps.
+        batch: Pairs per step.
+        lr: Learning rate of Adam.
+        augment: none (the paper), flip, or photo: what makes generated pictures look real.
+        size: Height and width of its input; by default those of the first image.
+        photos: Unlabelled photos of the same domain, for self-training afterwards.
+        rounds: Rounds of self-training.
+        seed: Of everything random.
+    """
+    from latentseg.evaluation.datasets import open_dataset
+    from latentseg.students.self_training import SelfTrainingConfig, self_train
+    from latentseg.students.training import PRESETS
+    from latentseg.students.training import train as train_student
+    from latentseg.synthesis.pairs import FolderPairs
+
+    base = PRESETS[preset]
+    config = _changed(
+        base, network=network, width=width, steps=steps, batch=batch, lr=lr, augment=augment
+    )
+    if steps is not None:
+        config = replace(config, decay_at=round(steps * base.decay_at / base.steps))
+    config = replace(config, seed=seed)
+    opened = open_dataset(dataset)
+    pairs = FolderPairs(opened, size=size or opened[0][1].shape[:2], seed=seed)
+    card = {"description": f"Trained on {dataset.absolute().name}.", "licence": _licence(dataset)}
+    first = out / "student" if photos else out
+    segmenter = train_student(
+        pairs, out=first, config=config, card=card, device=common.device, quiet=common.quiet
+    )
+    if photos:
+        self_train(
+            segmenter,
+            photos,
+            pairs,
+            out=out / "photos",
+            config=SelfTrainingConfig(rounds=rounds, train=config),
+            device=common.device,
+            quiet=common.quiet,
+        )
+    model = out / "photos" / "model" if photos else out / "model"
+    print(model)
+    _write_json(common, json_module.loads((model / "config.json").read_text()))
+
+
+def evaluate(
+    model: Model,
+    dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
+    *,
+    protocol: str = "melas2021",
+    classes: tuple[str, ...] | None = None,
+    foreground: int | None = None,
+    limit: int | None = None,
+    flip: bool = False,
+    common: CommonFlags = COMMON,
+) -> None:
+    """Measures a segmenter on real photos, beside floors that need no look at the photo.
+
+    Args:
+        model: The segmenter.
+        dataset: Photos with masks: a dataset folder, or ECSSD, DUTS, DUT-OMRON, CUB, Flowers.
+        protocol: melas2021 or pooled; the convention is part of the result.
+        classes: Names of the classes, if the masks do not say them.
+        foreground: The value in the masks that is the foreground, if they do not say it.
+        limit: At most so many photos, evenly spread.
+        flip: Average the answer with that for the mirrored photo.
+    """
+    from latentseg.evaluation.baselines import floors
+    from latentseg.evaluation.datasets import open_dataset
+    from latentseg.evaluation.protocols import evaluate as measure
+    from latentseg.students.segmenter import Mirrored
+
+    opened = open_dataset(dataset, classes=classes, foreground=foreground)
+    segmenter = _segmenter(model, common)
+    scorer = Mirrored(segmenter) if flip else segmenter
+    result = measure(scorer, opened, protocol=protocol, limit=limit, quiet=common.quiet)
+    beside = floors(opened, protocol=protocol, limit=limit)
+    values = {**result.to_json(), "setting": model}
+    values["floors"] = {name: floor.to_json() for name, floor in beside.items()}
+    _print_results([values])
+    _write_json(common, {**values, "per_image": result.to_json(per_image=True)["per_image"]})
+
+
+def predict(
+    model: Model,
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="PHOTO [PHOTO ...] OUT", help="Photos or folders of photos; last the output."),
+    ],
+    *,
+    flip: bool = False,
+    common: CommonFlags = COMMON,
+) -> None:
+    """Masks of photos: writes NAME_mask.png, NAME_overlay.jpg and NAME_cutout.png.
+
+    Args:
+        model: The segmenter.
+        paths: Photos or folders, and last the output folder.
+        flip: Average the answer with that for the mirrored photo.
+    """
+    if len(paths) < 2:
+        raise InputError("predict needs at least one photo (or folder) and, last, an output folder.")
+    from latentseg.students.prediction import predict_files
+
+    *photos, out = paths
+    written, problems = predict_files(
+        _segmenter(model, common), photos, out, flip=flip, quiet=common.quiet
+    )
+    print(f"{len(written)} photos segmented: {out}")
+    _write_json(common, {"written": [str(path) for path in written], "problems": problems})
+    if problems:
+        listed = "\n  ".join(problems)
+        raise InputError(f"{len(problems)} photos were left out:\n  {listed}")
+
+
+def check(
+    dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
+    *,
+    classes: tuple[str, ...] | None = None,
+    foreground: int | None = None,
+    common: CommonFlags = COMMON,
+) -> None:
+    """Every problem of a dataset at once, with file names; exit 1 if there is any.
+
+    Args:
+        dataset: Photos with masks.
+        classes: Names of the classes, if the masks do not say them.
+        foreground: The value in the masks that is the foreground, if they do not say it.
+    """
+    from latentseg.evaluation.datasets import check_dataset, open_dataset
+
+    problems = check_dataset(dataset, classes=classes, foreground=foreground)
+    _write_json(common, {"dataset": str(dataset), "problems": problems})
+    if problems:
+        listed = "\n  ".join(problems)
+        raise InputError(f"{dataset}: {len(problems)} problems:\n  {listed}")
+    opened = open_dataset(dataset, classes=classes, foreground=foreground)
+    print(f"{dataset}: {len(opened)} pairs, classes {', '.join(opened.classes)}: sound")
+
+
+def doctor(*, common: CommonFlags = COMMON) -> None:
+    """Versions, devices, and what works here; says how to mend what does not."""
+    from latentseg.diagnosis import diagnose
+
+    findings = diagnose()
+    for name, finding in findings.items():
+        print(f"{name:<22} {finding}")
+    _write_json(common, findings)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": run,
+    "generators": generators,
+    "train-generator": train_generator,
+    "fit": fit,
+    "synth": synth,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "check": check,
+    "doctor": doctor,
+}
+
+
+def main() -> None:
+    """Entry point of `latentseg`: exit 0 done, 1 our error, 2 usage, 130 interrupted, 143 terminated."""
+    # Waiting threads that spin slow everything down where cores are shared; torch reads it on import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(__version__)
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="latentseg",
+            description="Turn any pretrained image generator into an image segmenter.",
+            args=arguments,
+            config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+        )
+    except KeyboardInterrupt as interrupt:
+        print("\ninterrupted; the same command again continues.", file=sys.stderr)
+        sys.exit(143 if interrupt.args == ("SIGTERM",) else 130)
+    except (LatentsegError, OSError) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def _changed(config: Any, **options: Any) -> Any:
+    """`config` with the options that were given, that is, that are not None."""
+    return replace(config, **{name: value for name, value in options.items() if value is not None})
+
+
+def _segmenter(model: str, common: Common) -> Any:
+    from latentseg.students.segmenter import Segmenter
+
+    folder = Path(model)
+    is_run = (folder / "model" / "config.json").is_file()
+    return Segmenter.from_pretrained(folder / "model" if is_run else model, device=common.device)
+
+
+def _licence(dataset: Path) -> str:
+    description = dataset / "dataset.json"
+    if description.is_file():
+        return json_module.loads(description.read_text()).get("licence", "That of the dataset.")
+    return "That of the dataset."
+
+
+def _print_results(results: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in ("dataset", "protocol", "setting", "photos", "acc", "IoU", "pooled IoU", "max F"):
+        table.add_column(column, justify="left" if column in ("dataset", "setting") else "right")
+
+    def add(setting: str, result: dict[str, Any]) -> None:
+        numbers = [result["acc"], result["iou"], result["iou_pooled"], result["max_f"]]
+        shown = ["-" if number is None else f"{number:.3f}" for number in numbers]
+        table.add_row(
+            result["dataset"], result["protocol"], setting, str(result["n_images"]), *shown
+        )
+
+    for result in results:
+        add(result["setting"], result)
+    for name, floor in (results[-1].get("floors") or {}).items() if results else ():
+        add(f"floor: {name}", floor)
+    if results and results[-1].get("ceiling"):
+        add("ceiling: the same student, true masks", results[-1]["ceiling"])
+    if results:
+        Console().print(table)
+
+
+def _write_json(common: Common, value: Any) -> None:
+    if common.json is None:
+        return
+    if str(common.json) == "-":
+        print(json_module.dumps(value, indent=2))
+        return
+    from latentseg.files import write_json
+
+    write_json(common.json, value)

@@ -1,0 +1,157 @@
+"""Floors: what can be had without looking at the photo. A segmenter must be above them to have learnt anything."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentseg.evaluation import metrics
+from latentseg.evaluation.datasets import RealDataset
+from latentseg.evaluation.protocols import Result, Rules, Scores, evaluate, find_rules, photos
+from latentseg.images import IGNORE, Pixels, resize_mask
+
+SEARCH_PX = 48  # masks are reduced to this square for the search of the ellipse
+COARSE_STEP = 0.08
+FINEST_STEP = 0.004
+CHUNK = 256  # ellipses compared at once
+
+
+class Everything:
+    """Calls every pixel foreground."""
+
+    def scores(self, image: Pixels) -> Scores:
+        """Probability 1 of the foreground everywhere."""
+        return _both(np.ones(image.shape[:2], dtype=np.float32))
+
+
+class CentrePrior:
+    """Calls the centre foreground: the prior with which directions are searched.
+
+    The probability falls linearly from 1 at the centre to 0 at the corners.
+
+    Source: Melas-Kyriazi et al. 2021, the map r of the contrast loss, here (r + 1) / 2.
+    """
+
+    def scores(self, image: Pixels) -> Scores:
+        """The same probabilities for every photo of one size."""
+        height, width = image.shape[:2]
+        y = np.arange(height) - (height - 1) / 2
+        x = np.arange(width) - (width - 1) / 2
+        corner = max(float(np.hypot(y[0], x[0])), 1e-9)
+        distance = np.hypot(y[:, None], x[None, :])
+        return _both((1 - distance / corner).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """Calls one upright ellipse foreground in every photo.
+
+    Attributes:
+        y: Centre, as a share of the photo's height.
+        x: Centre, as a share of its width.
+        radius_y: Half its height, as a share of the photo's.
+        radius_x: Half its width, as a share of the photo's.
+    """
+
+    y: float
+    x: float
+    radius_y: float
+    radius_x: float
+
+    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
+        """(height, width): which pixels have their centre in the ellipse."""
+        y = ((np.arange(height) + 0.5) / height - self.y) / self.radius_y
+        x = ((np.arange(width) + 0.5) / width - self.x) / self.radius_x
+        return y[:, None] ** 2 + x[None, :] ** 2 <= 1
+
+    def scores(self, image: Pixels) -> Scores:
+        """Probability 1 of the foreground in the ellipse, 0 elsewhere."""
+        return _both(self.mask(*image.shape[:2]).astype(np.float32))
+
+
+def floors(
+    dataset: RealDataset, *, protocol: str = "melas2021", limit: int | None = None
+) -> dict[str, Result]:
+    """Measures the three floors: "everything", the best fixed "ellipse", and the "centre" prior.
+
+    Args:
+        dataset: The photos that a segmenter is measured on.
+        protocol: The rules that it is measured by.
+        limit: As it was given to `evaluate`.
+    """
+    dataset = dataset.thinned(limit)
+    ellipse = find_ellipse(dataset, protocol=protocol)
+    scorers = {
+        "everything": (Everything(), "Every pixel is called foreground."),
+        "ellipse": (
+            ellipse,
+            "One ellipse for all photos, searched with their true masks: centre at "
+            f"{ellipse.y:.0%} of the height and {ellipse.x:.0%} of the width, "
+            f"{2 * ellipse.radius_y:.0%} high and {2 * ellipse.radius_x:.0%} wide.",
+        ),
+        "centre": (CentrePrior(), "Brightest in the centre, as the prior of the directions."),
+    }
+    return {
+        name: replace(evaluate(scorer, dataset, protocol=protocol, quiet=True), note=note)
+        for name, (scorer, note) in scorers.items()
+    }
+
+
+def find_ellipse(dataset: RealDataset, *, protocol: str = "melas2021") -> Ellipse:
+    """The upright ellipse that, drawn into every photo, has the largest IoU; it is searched with the truth.
+
+    A grid first, then steps to the best neighbour, halved until nothing is gained. IoU is per image, or pooled if the protocol pools.
+    """
+    truths = _Truths(dataset, find_rules(protocol))
+    centres, radii = np.arange(0.34, 0.67, COARSE_STEP), np.arange(0.1, 0.75, COARSE_STEP)
+    grid = [Ellipse(*map(float, row)) for row in product(centres, centres, radii, radii)]
+    best, reached = truths.best(grid)
+    step = COARSE_STEP / 2
+    while step >= FINEST_STEP:
+        better, gained = truths.best(_neighbours(best, step))
+        if gained > reached:
+            best, reached = better, gained
+        else:
+            step /= 2
+    return best
+
+
+class _Truths:
+    """All true masks of a data set, reduced, to compare ellipses with every one of them."""
+
+    def __init__(self, dataset: RealDataset, rules: Rules) -> None:
+        truths = np.stack(
+            [resize_mask(truth, (SEARCH_PX, SEARCH_PX)) for _, _, truth in photos(dataset, rules)]
+        ).reshape(len(dataset), -1)
+        self.is_true = ((truths > 0) & (truths != IGNORE)).astype(np.float32)
+        self.is_valid = (truths != IGNORE).astype(np.float32)
+        self.pools = rules.pools
+
+    def best(self, ellipses: Sequence[Ellipse]) -> tuple[Ellipse, float]:
+        """The ellipse of largest IoU, and that IoU."""
+        ious = np.concatenate(
+            [self._ious(ellipses[i : i + CHUNK]) for i in range(0, len(ellipses), CHUNK)]
+        )
+        return ellipses[int(ious.argmax())], float(ious.max())
+
+    def _ious(self, ellipses: Sequence[Ellipse]) -> metrics.Floats:
+        masks = np.stack([ellipse.mask(SEARCH_PX, SEARCH_PX).ravel() for ellipse in ellipses])
+        inside = masks.astype(np.float32).T
+        intersection = (self.is_true @ inside).astype(np.float64)
+        union = self.is_valid @ inside + self.is_true.sum(axis=1, keepdims=True) - intersection
+        if self.pools:
+            return intersection.sum(axis=0) / np.maximum(union.sum(axis=0), 1)
+        return (intersection / np.maximum(union, 1)).mean(axis=0)
+
+
+def _neighbours(ellipse: Ellipse, step: float) -> list[Ellipse]:
+    values = np.array([ellipse.y, ellipse.x, ellipse.radius_y, ellipse.radius_x])
+    moved = values + step * np.concatenate([np.eye(4), -np.eye(4)])
+    moved[:, 2:] = np.maximum(moved[:, 2:], step)
+    return [Ellipse(*map(float, row)) for row in moved]
+
+
+def _both(foreground: NDArray[np.float32]) -> Scores:
+    return np.stack([1 - foreground, foreground])

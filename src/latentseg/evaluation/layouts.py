@@ -1,0 +1,228 @@
+"""Where images and masks lie: dataset folders, and five data sets as they are published."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+
+from latentseg.errors import CorruptFileError, InputError
+from latentseg.images import SUFFIXES, Pixels, read_image, read_mask
+
+FLOWERS_BACKGROUND = (0, 0, 254)  # RGB of what is not flower in segmim/
+FLOWERS_TOLERANCE = 40  # segmim/ is JPEG: near edges the colour is only roughly kept
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo and its mask.
+
+    Attributes:
+        name: The photo's path below its folder, without suffix.
+        image: The photo's file.
+        mask: The mask's file.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pairs of a data set, found by file names alone.
+
+    Attributes:
+        name: Shown beside results.
+        pairs: In order of names.
+        problems: What keeps files from being paired, by name.
+        crops: Whether the published protocols take the centre square of its photos.
+        is_binary: Whether `read_mask` gives 0 and 1; otherwise it gives the values in the file, which need a meaning.
+        read_mask: Mask file to (H, W) uint8.
+    """
+
+    name: str
+    pairs: tuple[Pair, ...]
+    problems: tuple[str, ...]
+    crops: bool = False
+    is_binary: bool = False
+    read_mask: Callable[[Path], Pixels] = read_mask
+
+
+def find_layout(folder: Path | str) -> Listing:
+    """Recognises the layout of `folder` by the names of the folders in it.
+
+    ECSSD, DUTS (its test part), DUT-OMRON, CUB-200-2011 and Oxford Flowers are read as published.
+    CUB's test photos are those of `train_val_test_split.txt` (Chen et al. 2019, 1 000 photos, which the papers use) where that
+    file is present, else of the official `train_test_split.txt`. Flowers' are `trnid` of `setid.mat` (1 020 photos, which Chen et al. 2019 test on).
+
+    Raises:
+        InputError: there is no such folder, or it has none of these layouts.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder.")
+    for layout in (_dataset_folder, _ecssd, _duts, _omron, _cub, _flowers, _prepared):
+        listing = layout(folder)
+        if listing is not None:
+            return listing
+    inner = sorted(path.name for path in folder.glob("*/") if (path / "images").is_dir())
+    hint = f" Perhaps one of the folders in it: {', '.join(inner)}?" if inner else ""
+    raise InputError(
+        f"{folder}: not a data set. Expected the folders images and masks, or the published layout of "
+        f"ECSSD, DUTS, DUT-OMRON, CUB-200-2011 or Oxford Flowers.{hint}"
+    )
+
+
+def _dataset_folder(folder: Path) -> Listing | None:
+    if not (folder / "images").is_dir() or not (folder / "masks").is_dir():
+        return None
+    is_part = folder.name in ("train", "val", "test")
+    name = f"{folder.absolute().parent.name}/{folder.name}" if is_part else folder.absolute().name
+    return Listing(name, *_pair(folder, folder / "images", folder / "masks"))
+
+
+def _ecssd(folder: Path) -> Listing | None:
+    return _published(folder, "ECSSD", "images", "ground_truth_mask")
+
+
+def _duts(folder: Path) -> Listing | None:
+    for root in (folder, folder / "DUTS-TE"):
+        listing = _published(root, "DUTS", "DUTS-TE-Image", "DUTS-TE-Mask")
+        if listing:
+            return listing
+    return _published(folder, "DUTS-TR", "DUTS-TR-Image", "DUTS-TR-Mask")
+
+
+def _omron(folder: Path) -> Listing | None:
+    # The archives unpack into a folder of their own with some programs and not with others.
+    for images in ("DUT-OMRON-image/DUT-OMRON-image", "DUT-OMRON-image"):
+        for masks in ("pixelwiseGT-new-PNG", "DUT-OMRON-gt-pixelwise.zip/pixelwiseGT-new-PNG"):
+            listing = _published(folder, "DUT-OMRON", images, masks)
+            if listing:
+                return listing
+    return None
+
+
+def _cub(folder: Path) -> Listing | None:
+    for root in (folder, folder / "CUB_200_2011"):
+        # The segmentations are an archive of their own, unpacked inside or beside.
+        beside = [root / "segmentations", root.parent / "segmentations"]
+        masks = next((path for path in beside if path.is_dir()), None)
+        if masks and (root / "images.txt").is_file() and (root / "images").is_dir():
+            split, names = _cub_test_photos(root)
+            pairs = [
+                Pair(name.removesuffix(".jpg"), root / "images" / name, masks / f"{name[:-4]}.png")
+                for name in names
+            ]
+            return Listing(f"CUB ({split})", *_present(folder, pairs), True, True, _above_half)
+    return None
+
+
+def _cub_test_photos(root: Path) -> tuple[str, list[str]]:
+    redo, official = root / "train_val_test_split.txt", root / "train_test_split.txt"
+    split, test = (redo, "2") if redo.is_file() else (official, "0")
+    part = _columns(split)
+    photos = _columns(root / "images.txt")
+    return split.stem, sorted(name for number, name in photos.items() if part.get(number) == test)
+
+
+def _columns(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; it is part of the published data set.")
+    try:
+        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        return {number: value for number, value in rows}
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: expected two columns in every line.") from error
+
+
+def _flowers(folder: Path) -> Listing | None:
+    images, masks, split = folder / "jpg", folder / "segmim", folder / "setid.mat"
+    if not images.is_dir() or not masks.is_dir():
+        return None
+    if not split.is_file():
+        raise InputError(f"{split}: there is no such file; it is part of the published data set.")
+    try:
+        numbers = sorted(int(number) for number in loadmat(split)["trnid"].ravel())
+    except Exception as error:  # scipy raises many types for damaged files
+        raise CorruptFileError(f"{split}: not a readable list of photos ({error}).") from error
+    pairs = [
+        Pair(f"image_{n:05d}", images / f"image_{n:05d}.jpg", masks / f"segmim_{n:05d}.jpg")
+        for n in numbers
+    ]
+    return Listing("Flowers", *_present(folder, pairs), True, True, _not_blue)
+
+
+def _prepared(folder: Path) -> Listing | None:
+    """CUB and Flowers as the official code of Melas-Kyriazi 2021 wants them: the test photos in folders of their own."""
+    name = {"CUB_200_2011": "CUB"}.get(folder.absolute().name, folder.absolute().name)
+    return _published(folder, name, "test_images", "test_segmentations", crops=True)
+
+
+def _published(
+    folder: Path, name: str, images: str, masks: str, *, crops: bool = False
+) -> Listing | None:
+    if not (folder / images).is_dir() or not (folder / masks).is_dir():
+        return None
+    return Listing(name, *_pair(folder, folder / images, folder / masks), crops, True, _above_half)
+
+
+def _above_half(path: Path) -> Pixels:
+    # As the official code does it: to RGB, channel 0, value / 255 > 0.5.
+    return (read_image(path)[..., 0] > 127).astype(np.uint8)
+
+
+def _not_blue(path: Path) -> Pixels:
+    distance = np.abs(read_image(path).astype(np.int16) - np.array(FLOWERS_BACKGROUND))
+    return (distance.max(axis=-1) > FLOWERS_TOLERANCE).astype(np.uint8)
+
+
+def _pair(root: Path, images: Path, masks: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    photos, doubled_photos = _by_stem(root, images)
+    truths, doubled_truths = _by_stem(root, masks)
+    problems = doubled_photos + doubled_truths
+    if not photos:
+        problems.append(f"{_below(root, images)}: no images ({', '.join(SUFFIXES)}) in it.")
+    same_letters = {stem.lower(): path for stem, path in truths.items()}
+    for stem in sorted(photos.keys() - truths.keys()):
+        near = same_letters.get(stem.lower())
+        hint = f"; {_below(root, near)} differs in case" if near else ""
+        problems.append(
+            f"{_below(root, photos[stem])}: has no mask {_below(root, masks)}/{stem}.png{hint}."
+        )
+    problems.extend(
+        f"{_below(root, truths[stem])}: has no image of that name in {_below(root, images)}."
+        for stem in sorted(truths.keys() - photos.keys())
+    )
+    both = sorted(photos.keys() & truths.keys())
+    return tuple(Pair(stem, photos[stem], truths[stem]) for stem in both), tuple(problems)
+
+
+def _by_stem(root: Path, folder: Path) -> tuple[dict[str, Path], list[str]]:
+    found: dict[str, Path] = {}
+    problems = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            stem = path.relative_to(folder).with_suffix("").as_posix()
+            earlier = found.setdefault(stem, path)
+            if earlier != path:
+                problems.append(
+                    f"{_below(root, path)}: has the same name as {earlier.name}. Keep one of them."
+                )
+    return found, problems
+
+
+def _present(root: Path, pairs: Iterable[Pair]) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
+    complete, problems = [], []
+    for pair in pairs:
+        missing = [path for path in (pair.image, pair.mask) if not path.is_file()]
+        problems.extend(f"{_below(root, path)}: is listed, but missing." for path in missing)
+        if not missing:
+            complete.append(pair)
+    return tuple(complete), tuple(problems)
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -1,0 +1,38 @@
+"""A generator of the user's own: any importable callable that builds one."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from latentseg.errors import InputError
+from latentseg.generators.protocols import Generator
+
+
+def build_external(reference: str) -> Generator:
+    """Imports `module:callable`, also from the current folder, and calls it without arguments.
+
+    Raises:
+        InputError: there is no such module or callable, or what it builds is not a generator;
+            the missing members are named.
+    """
+    module_name, _, attribute = reference.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        build = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{reference}: the module {error.name!r} cannot be found from {folder}."
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"{reference}: {module_name} has no {attribute!r}.") from error
+    generator = build()
+    members = ("info", "device", "to", "sample", "__call__", "shift")
+    missing = [member for member in members if not hasattr(generator, member)]
+    if missing:
+        raise InputError(
+            f"{reference}: what it builds lacks {', '.join(missing)}. CONTRIBUTING.md shows a "
+            "complete generator in 30 lines."
+        )
+    return generator

@@ -1,0 +1,110 @@
+"""What every generator promises: latents from seeds, images from latents, steps in its own scale."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GeneratorInfo:
+    """The identity card of a generator.
+
+    Attributes:
+        name: Short name, used in file names and reports.
+        size: (height, width) of its images in pixels.
+        latent: Shape of one latent.
+        n_classes: Number of class labels; 0 for an unconditional generator.
+        space: The space of its latents: "z", "w" or "ws".
+        licence: Licence of the weights; it travels to every dataset and segmenter made from them.
+        source: Where the weights come from.
+        sha256: Of the weights file; "" for a generator that was never saved.
+    """
+
+    name: str
+    size: tuple[int, int]
+    latent: tuple[int, ...]
+    n_classes: int
+    space: str
+    licence: str
+    source: str
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A batch of latents, with their class labels if the generator is conditional.
+
+    Attributes:
+        values: (B, *latent) float32.
+        labels: (B,) int64, or None.
+    """
+
+    values: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: slice | Tensor) -> "Latents":
+        return Latents(self.values[index], None if self.labels is None else self.labels[index])
+
+    def with_values(self, values: Tensor) -> "Latents":
+        """The same labels with other values."""
+        return Latents(values, self.labels)
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A frozen network that turns latents into images."""
+
+    info: GeneratorInfo
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are, and where its latents and images are made."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the weights; returns the generator itself."""
+        ...
+
+    def sample(self, seeds: Tensor) -> Latents:
+        """Draws latents; latent i (and its class) depends only on `seeds[i]`, (B,) int64."""
+        ...
+
+    def __call__(self, latents: Latents) -> Tensor:
+        """Images (B, 3, H, W) float32 in [-1, 1], differentiable with respect to the latents."""
+        ...
+
+    def shift(self, latents: Latents, step: Tensor) -> Latents:
+        """Moves the latents by `step`, (*latent) or (B, *latent), in units of their own spread.
+
+        One unit is the standard deviation of the latent's distribution, per coordinate. The class label stays.
+        """
+        ...
+
+
+@runtime_checkable
+class HasVariants(Protocol):
+    """A generator that can draw the same layout in another appearance."""
+
+    def variants(self, latents: Latents, seeds: Tensor, keep: int) -> Tensor:
+        """(B, N, 3, H, W): one variant for each of the N `seeds`; the first `keep` layers stay."""
+        ...
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A generator whose activations can be read while it draws."""
+
+    feature_channels: tuple[int, ...]
+
+    def features(self, latents: Latents) -> list[Tensor]:
+        """Activation maps (B, C_l, H_l, W_l), coarse to fine; C_l are `feature_channels`."""
+        ...

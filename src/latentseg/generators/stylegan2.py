@@ -1,0 +1,492 @@
+"""StyleGAN2 (Karras et al. 2020) in plain PyTorch, with the parameter names of the official networks.
+
+Nothing is compiled. Modulation scales the activations instead of the weights: the same function,
+and one ordinary convolution for the whole batch. Any channel plan, square or not.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentseg.errors import InputError
+from latentseg.generators.protocols import GeneratorInfo, Latents
+
+Noise = Literal["const", "random", "none"]
+SQRT_2 = math.sqrt(2)
+ARCHITECTURES = ("skip", "orig", "resnet")
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config:
+    """Everything that fixes the layers; the weights are the rest.
+
+    Attributes:
+        size: (height, width) of the images; both divisible by 2 to the power (blocks - 1).
+        channels: Channels of each block, coarse to fine; one block per resolution.
+        z_dim, w_dim: Size of the noise and of the style vector.
+        n_classes: Number of class labels, 0 for none.
+        mapping_layers: Layers of the mapping network.
+        mapping_features, embed_features: Widths inside the mapping network; None for w_dim.
+        mapping_lr_multiplier: Scale of its parameters (equalised learning rate).
+        architecture: "skip" (official default), "orig" or "resnet".
+        conv_clamp: Activations are clamped to this magnitude; None for no clamp. Changes images.
+        resample_filter: The separable filter of the resampling, not normalised.
+    """
+
+    size: tuple[int, int] = (64, 64)
+    channels: tuple[int, ...] = (128, 96, 64, 32, 16)
+    z_dim: int = 128
+    w_dim: int = 128
+    n_classes: int = 0
+    mapping_layers: int = 2
+    mapping_features: int | None = None
+    embed_features: int | None = None
+    mapping_lr_multiplier: float = 0.01
+    architecture: str = "skip"
+    conv_clamp: float | None = None
+    resample_filter: tuple[float, ...] = (1, 3, 3, 1)
+
+    def __post_init__(self) -> None:
+        scale = 2 ** (len(self.channels) - 1)
+        if any(side % scale or side < scale for side in self.size):
+            raise InputError(
+                f"size {self.size}: with {len(self.channels)} blocks both sides must be multiples "
+                f"of {scale}."
+            )
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"architecture {self.architecture!r}: expected one of {ARCHITECTURES}."
+            )
+
+    @property
+    def n_layers(self) -> int:
+        """Number of styles (the official num_ws): one per convolution and one for the last RGB."""
+        return 2 * len(self.channels)
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        return asdict(self)
+
+
+def upfirdn(x: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, gain: float = 1.0) -> Tensor:
+    """Resamples (B, C, H, W) by 2 up or down, or filters it, as the official operator pads.
+
+    Args:
+        x: Activations or images.
+        kernel: (k, k) filter that sums to 1.
+        up, down: Factors, 1 or 2; not both 2.
+        gain: Factor of the result.
+
+    Source: Karras et al. 2019, appendix; padding as StyleGAN2's upsample2d and downsample2d.
+    """
+    channels, taps = x.shape[1], kernel.shape[-1]
+    weight = (kernel * gain).to(x.dtype)[None, None].expand(channels, 1, taps, taps)
+    if up == 2:
+        # A transposed convolution with a symmetric filter is zero insertion followed by the filter.
+        return F.conv_transpose2d(x, weight, stride=2, padding=(taps - 2) // 2, groups=channels)
+    pad = taps - down
+    x = F.pad(x, ((pad + 1) // 2, pad // 2, (pad + 1) // 2, pad // 2))
+    return F.conv2d(x, weight, stride=down, groups=channels)
+
+
+def filter_kernel(taps: Iterable[float]) -> Tensor:
+    """The (k, k) filter of separable `taps`, normalised to sum 1."""
+    line = torch.tensor(list(taps), dtype=torch.float32)
+    kernel = torch.outer(line, line)
+    return kernel / kernel.sum()
+
+
+class FullyConnected(nn.Module):
+    """A linear layer with equalised learning rate (Karras et al. 2018)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        is_activated: bool = False,
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.is_activated = is_activated
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_features) to (B, out_features)."""
+        x = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        return F.leaky_relu(x, 0.2) * SQRT_2 if self.is_activated else x
+
+
+def normalise_second_moment(x: Tensor) -> Tensor:
+    """Divides each row of (B, D) by its root mean square."""
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+class MappingNetwork(nn.Module):
+    """Noise z (B, z_dim) and class to style w (B, w_dim); keeps the running mean of w."""
+
+    w_avg: Tensor
+
+    def __init__(self, config: StyleGAN2Config) -> None:
+        super().__init__()
+        self.n_layers, self.n_classes = config.mapping_layers, config.n_classes
+        embedded = config.embed_features or config.w_dim
+        if config.n_classes:
+            self.embed = FullyConnected(config.n_classes, embedded)
+        inner = [config.mapping_features or config.w_dim] * (config.mapping_layers - 1)
+        widths = [config.z_dim + (embedded if config.n_classes else 0), *inner, config.w_dim]
+        for index, (fewer, width) in enumerate(pairwise(widths)):
+            layer = FullyConnected(
+                fewer, width, is_activated=True, lr_multiplier=config.mapping_lr_multiplier
+            )
+            self.add_module(f"fc{index}", layer)
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, z_dim) float32 and (B,) int64 to (B, w_dim)."""
+        x = normalise_second_moment(z.float())
+        if self.n_classes:
+            if labels is None:
+                raise InputError("A conditional generator needs class labels.")
+            one_hot = F.one_hot(labels, self.n_classes).float()
+            x = torch.cat([x, normalise_second_moment(self.embed(one_hot))], dim=1)
+        for index in range(self.n_layers):
+            x = self.get_submodule(f"fc{index}")(x)
+        return x
+
+    def truncate(self, w: Tensor, psi: float) -> Tensor:
+        """Pulls w towards its mean: w_avg + psi (w - w_avg)."""
+        return w if psi == 1 else torch.lerp(self.w_avg, w, psi)
+
+
+def modulated_conv(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor | None) -> Tensor:
+    """Convolution of activations scaled by `styles`, and x2 upsampling if `kernel` is given.
+
+    Args:
+        x: (B, C_in, H, W).
+        weight: (C_out, C_in, k, k).
+        styles: (B, C_in).
+        kernel: Filter of the upsampling, or None for no upsampling.
+
+    Source: Karras et al. 2020, eq. 1; scaling activations or weights is the same function.
+    """
+    x, weight = x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype)
+    if kernel is None:
+        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+    x = F.pad(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), (1, 1, 1, 1))
+    channels, taps = x.shape[1], kernel.shape[-1]
+    # Two rows and columns of zeros were inserted for each one, hence the gain 4.
+    return F.conv2d(x, (kernel * 4).to(x.dtype).expand(channels, 1, taps, taps), groups=channels)
+
+
+def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+    """Factors (B, C_out) that give each sample's scaled weights unit length.
+
+    Source: Karras et al. 2020, eq. 3.
+    """
+    return (styles.square() @ weight.square().sum(dim=(2, 3)).T + 1e-8).rsqrt()
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU; one style."""
+
+    noise_const: Tensor
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        config: StyleGAN2Config,
+        in_channels: int,
+        out_channels: int,
+        *,
+        size: tuple[int, int],
+        is_upsampling: bool,
+    ) -> None:
+        super().__init__()
+        self.size, self.is_upsampling, self.clamp = size, is_upsampling, config.conv_clamp
+        self.affine = FullyConnected(config.w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.register_buffer("noise_const", torch.randn(size))
+        self.register_buffer("resample_filter", filter_kernel(config.resample_filter))
+
+    def forward(self, x: Tensor, w: Tensor, noise: Noise, gain: float = 1.0) -> Tensor:
+        """(B, C_in, H, W) and style (B, w_dim) to (B, C_out, H', W')."""
+        kernel = self.resample_filter if self.is_upsampling else None
+        # Both normalisations cancel in the demodulation; they keep half precision in range.
+        weight = self.weight * self.weight.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
+        styles = self.affine(w).float()
+        styles = styles * styles.square().mean().rsqrt()
+        x = modulated_conv(x, weight, styles, kernel)
+        # The gain of the activation is folded into factor and offset: fewer passes over the maps.
+        gain = gain * SQRT_2
+        factor = demodulation(weight, styles)[:, :, None, None] * gain
+        offset = (self.bias[:, None, None] + self._noise(noise, len(x))) * gain
+        x = F.leaky_relu(torch.addcmul(offset.to(x.dtype), x, factor.to(x.dtype)), 0.2)
+        if self.clamp is None:
+            return x
+        return x.clamp(-self.clamp * gain / SQRT_2, self.clamp * gain / SQRT_2)
+
+    def _noise(self, noise: Noise, batch: int) -> Tensor:
+        if noise == "random":
+            drawn = torch.randn(batch, 1, *self.size, device=self.bias.device)
+            return drawn * self.noise_strength
+        return self.noise_const[None] * self.noise_strength * (noise == "const")
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to the image channels, without demodulation."""
+
+    def __init__(self, config: StyleGAN2Config, in_channels: int) -> None:
+        super().__init__()
+        self.clamp = config.conv_clamp
+        self.weight_gain = 1 / math.sqrt(in_channels)
+        self.affine = FullyConnected(config.w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """(B, C, H, W) and style (B, w_dim) to (B, 3, H, W)."""
+        styles = self.affine(w) * self.weight_gain
+        x = modulated_conv(x, self.weight, styles, kernel=None)
+        x = x + self.bias.to(x.dtype)[None, :, None, None]
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+
+class ResidualSkip(nn.Module):
+    """The upsampling 1x1 shortcut of the "resnet" architecture."""
+
+    resample_filter: Tensor
+
+    def __init__(self, config: StyleGAN2Config, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 1, 1))
+        self.weight_gain = 1 / math.sqrt(in_channels)
+        self.register_buffer("resample_filter", filter_kernel(config.resample_filter))
+
+    def forward(self, x: Tensor, gain: float) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, 2H, 2W)."""
+        x = F.conv2d(x, (self.weight * self.weight_gain).to(x.dtype))
+        return upfirdn(x, self.resample_filter, up=2, gain=4 * gain)
+
+
+class SynthesisBlock(nn.Module):
+    """All layers of one resolution; the first block starts from a learned constant."""
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        config: StyleGAN2Config,
+        in_channels: int,
+        out_channels: int,
+        *,
+        size: tuple[int, int],
+        is_last: bool,
+    ) -> None:
+        super().__init__()
+        self.is_first, self.architecture = in_channels == 0, config.architecture
+        if self.is_first:
+            self.const = nn.Parameter(torch.randn(out_channels, *size))
+        else:
+            self.conv0 = SynthesisLayer(
+                config, in_channels, out_channels, size=size, is_upsampling=True
+            )
+            if config.architecture == "resnet":
+                self.skip = ResidualSkip(config, in_channels, out_channels)
+        self.conv1 = SynthesisLayer(
+            config, out_channels, out_channels, size=size, is_upsampling=False
+        )
+        self.has_rgb = is_last or config.architecture == "skip"
+        if self.has_rgb:
+            self.torgb = ToRGB(config, out_channels)
+        self.register_buffer("resample_filter", filter_kernel(config.resample_filter))
+
+    def forward(
+        self,
+        x: Tensor | None,
+        image: Tensor | None,
+        styles: Iterator[Tensor],
+        last: Tensor,
+        noise: Noise,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Draws one resolution.
+
+        Args:
+            x: Activations of the block below, None in the first block.
+            image: RGB drawn so far, or None.
+            styles: Gives one (B, w_dim) style for each convolution.
+            last: The style of this block's RGB, which is that of the convolution after it.
+            noise: Source of the noise.
+
+        Returns:
+            The activations of its convolutions, and the image so far.
+        """
+        activations: list[Tensor] = []
+        if self.is_first or x is None:
+            x = self.const[None].expand(len(last), -1, -1, -1)
+            x = self.conv1(x, next(styles), noise)
+        elif self.architecture == "resnet":
+            shortcut = self.skip(x, math.sqrt(0.5))
+            x = self.conv0(x, next(styles), noise)
+            activations.append(x)
+            x = shortcut + self.conv1(x, next(styles), noise, gain=math.sqrt(0.5))
+        else:
+            x = self.conv0(x, next(styles), noise)
+            activations.append(x)
+            x = self.conv1(x, next(styles), noise)
+        activations.append(x)
+        if image is not None:
+            image = upfirdn(image, self.resample_filter, up=2, gain=4)
+        if self.has_rgb:
+            rgb = self.torgb(x, last).float()
+            image = rgb if image is None else image + rgb
+        return activations, image
+
+
+class SynthesisNetwork(nn.Module):
+    """Styles (B, layers, w_dim) to images, coarse to fine."""
+
+    def __init__(self, config: StyleGAN2Config) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        n_blocks = len(config.channels)
+        for index, (fewer, channels) in enumerate(pairwise((0, *config.channels))):
+            scale = 2 ** (n_blocks - 1 - index)
+            size = (config.size[0] // scale, config.size[1] // scale)
+            name = f"b{4 * 2**index}"
+            block = SynthesisBlock(
+                config, fewer, channels, size=size, is_last=index == n_blocks - 1
+            )
+            self.add_module(name, block)
+            self.names.append(name)
+
+    def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, list[Tensor]]:
+        """Draws images.
+
+        Args:
+            ws: (B, layers, w_dim), one style for each layer.
+            noise: "const" (the stored noise), "random", or "none".
+
+        Returns:
+            Images (B, 3, H, W) float32, nominally in [-1, 1], not clamped; and the activations
+            after each convolution, coarse to fine.
+        """
+        x, image, features, used = None, None, [], 0
+        for name in self.names:
+            styles = iter(ws[:, used:].unbind(dim=1))
+            used += 1 if x is None else 2
+            activations, image = self.get_submodule(name)(x, image, styles, ws[:, used], noise)
+            x = activations[-1]
+            features += activations
+        if image is None:
+            raise InputError("A synthesis network needs at least one block.")
+        return image, features
+
+
+class StyleGAN2(nn.Module):
+    """Mapping and synthesis; the state dict has the official names (`mapping.fc0.weight`, ...)."""
+
+    def __init__(self, config: StyleGAN2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.mapping = MappingNetwork(config)
+        self.synthesis = SynthesisNetwork(config)
+
+    def forward(self, ws: Tensor, noise: Noise = "const") -> Tensor:
+        """Styles (B, layers, w_dim) to images (B, 3, H, W) float32."""
+        return self.synthesis(ws, noise)[0]
+
+
+class StyleGAN2Generator:
+    """StyleGAN2 as a latentseg generator; its latents are w, or one w per layer.
+
+    Args:
+        network: The weights; frozen here.
+        info: Its identity card.
+        psi: Truncation of sampled latents, in (0, 1]: smaller is more typical, less varied.
+        noise: "const" (default: every drawing of a latent is the same), "random" or "none".
+        spread: (w_dim,) standard deviation of w, the unit of `shift`; measured if None.
+    """
+
+    def __init__(
+        self, network: StyleGAN2, info: GeneratorInfo, *, psi: float = 0.9, noise: Noise = "const",
+        spread: Tensor | None = None,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.info, self.psi, self.noise = info, psi, noise
+        self.spread = self._measured_spread() if spread is None else spread.to(self.device)
+        channels = network.config.channels
+        self.feature_channels = (channels[0], *(c for c in channels[1:] for _ in range(2)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.mapping.w_avg.device
+
+    def to(self, device: torch.device | str) -> "StyleGAN2Generator":
+        """Moves the weights and returns itself."""
+        self.network.to(device, memory_format=torch.channels_last)
+        self.spread = self.spread.to(device)
+        return self
+
+    def sample(self, seeds: Tensor) -> Latents:
+        """Draws w for each seed: (B,) int64 to values (B, w_dim), truncated; classes uniform."""
+        z, labels = zip(*(self._prior(int(seed)) for seed in seeds), strict=True)
+        classes = torch.stack(labels).to(self.device) if self.info.n_classes else None
+        with torch.no_grad():
+            w = self.network.mapping(torch.stack(z).to(self.device), classes)
+            return Latents(self.network.mapping.truncate(w, self.psi), classes)
+
+    def _prior(self, seed: int) -> tuple[Tensor, Tensor]:
+        drawn = torch.Generator().manual_seed(seed)
+        z = torch.randn(self.network.config.z_dim, generator=drawn)
+        return z, torch.randint(max(self.info.n_classes, 1), (), generator=drawn)
+
+    def __call__(self, latents: Latents) -> Tensor:
+        """Latents (B, w_dim) or (B, layers, w_dim) to images (B, 3, H, W) float32.
+
+        Nominally in [-1, 1]; like the official network it does not clamp, so that brightness beyond
+        the range still has a gradient.
+        """
+        return self.network(self._per_layer(latents.values), self.noise)
+
+    def shift(self, latents: Latents, step: Tensor) -> Latents:
+        """Moves w by `step`, (w_dim,), (layers, w_dim) or with a batch axis, in its own spread."""
+        return latents.with_values(latents.values + step * self.spread)
+
+    def variants(self, latents: Latents, seeds: Tensor, keep: int) -> Tensor:
+        """(B, N, 3, H, W): the first `keep` layers keep their style, the others take that of a seed."""
+        own = self._per_layer(latents.values)
+        is_kept = (torch.arange(own.shape[1], device=self.device) < keep)[:, None]
+        others = self._per_layer(self.sample(seeds).values)
+        mixed = torch.where(is_kept, own[:, None], others[None])
+        return self.network(mixed.flatten(0, 1), self.noise).unflatten(0, mixed.shape[:2])
+
+    def features(self, latents: Latents) -> list[Tensor]:
+        """Activations after each convolution, (B, C_l, H_l, W_l), coarse to fine."""
+        return self.network.synthesis(self._per_layer(latents.values), self.noise)[1]
+
+    def _per_layer(self, w: Tensor) -> Tensor:
+        n_layers = self.network.config.n_layers
+        return w[:, None].expand(-1, n_layers, -1) if w.ndim == 2 else w
+
+    @torch.no_grad()
+    def _measured_spread(self, n: int = 4096) -> Tensor:
+        drawn = torch.Generator().manual_seed(0)
+        z = torch.randn(n, self.network.config.z_dim, generator=drawn).to(self.device)
+        labels = None
+        if self.network.config.n_classes:
+            labels = torch.arange(n, device=self.device) % self.network.config.n_classes
+        return self.network.mapping(z, labels).std(dim=0)

@@ -1,0 +1,343 @@
+"""Trains a StyleGAN2 on a folder of photos; the same call again continues it exactly."""
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentseg.devices import autocast, pick_device, pick_precision
+from latentseg.errors import CorruptFileError, DivergedError
+from latentseg.files import claim, locked, read_safetensors, write_safetensors
+from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
+from latentseg.generators.training.augmentation import augment
+from latentseg.generators.training.discriminator import Discriminator
+from latentseg.generators.training.photos import Photos, read_photos
+from latentseg.generators.training.distance import FrechetDistance
+from latentseg.generators.training.report import Report
+from latentseg.progress import Progress, say
+from latentseg.seeds import derive_seeds
+
+
+@dataclass(frozen=True)
+class GeneratorTrainingConfig:
+    """How a generator is trained.
+
+    Attributes:
+        size: (height, width) of the images.
+        channels: Channels of generator and discriminator, coarse to fine, one per resolution.
+        latent_dim: Size of z and of w.
+        images: Photos shown to the discriminator in all; may be raised later to go on.
+        batch: Photos per step.
+        lr: Learning rate of both networks (Adam, betas 0 and 0.99).
+        r1_weight, r1_interval: Gradient penalty on photos, every so many steps (lazy).
+        style_mixing: Chance that an image is drawn from two styles.
+        ema_images: Half-life of the averaged generator, in photos shown.
+        augmentation: Differentiable augmentation: any of "color", "translation", "cutout".
+        adaptive: Let the strength of the augmentation follow the discriminator's overfitting.
+        seed: Step s depends only on (seed, s).
+        precision: "auto", "fp32", "bf16" or "fp16".
+        report_images: Photos between two reports: contact sheet, checkpoint, saved generator.
+        distance_images: Images compared for the distance; at most as many as photos.
+    """
+
+    size: tuple[int, int] = (64, 64)
+    channels: tuple[int, ...] = (256, 192, 96, 32, 16)
+    latent_dim: int = 128
+    images: int = 1_000_000
+    batch: int = 32
+    lr: float = 2.5e-3
+    r1_weight: float = 0.1
+    r1_interval: int = 16
+    style_mixing: float = 0.9
+    ema_images: int = 10_000
+    augmentation: tuple[str, ...] = ("color", "translation")
+    adaptive: bool = False
+    seed: int = 0
+    precision: str = "auto"
+    report_images: int = 32_000
+    distance_images: int = 1_000
+
+
+FINE_TO_COARSE = (16, 32, 96, 192, 256)  # channels from the finest resolution down, then the last
+COARSEST_PX = 4
+
+
+def default_channels(size: tuple[int, int]) -> tuple[int, ...]:
+    """Channels of each resolution, coarse to fine, for images of `size`: halved down to about 4 px."""
+    height, width = size
+    n_blocks = 1
+    while height % 2 == width % 2 == 0 and min(height, width) >= 2 * COARSEST_PX:
+        height, width, n_blocks = height // 2, width // 2, n_blocks + 1
+    last = FINE_TO_COARSE[-1]
+    return (*FINE_TO_COARSE, *[last] * n_blocks)[:n_blocks][::-1]
+
+
+ADA_TARGET = 0.6  # share of photos the discriminator calls real; Karras et al. 2020 (ADA)
+ADA_IMAGES = 100_000  # photos in which the strength may go from 0 to 1
+W_AVG_BETA = 0.995  # Karras et al. 2020
+
+
+class Training:
+    """The state of a training: three networks, two optimisers, the step.
+
+    The averaged generator (`average`) is the one that is kept.
+    """
+
+    def __init__(self, config: GeneratorTrainingConfig, n_classes: int, device: torch.device) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.device = config, device
+        self.dtype = pick_precision(config.precision, device)
+        network = StyleGAN2Config(
+            size=config.size, channels=config.channels, z_dim=config.latent_dim,
+            w_dim=config.latent_dim, n_classes=n_classes,
+        )
+        self.generator = _placed(StyleGAN2(network), device)
+        self.average = _placed(StyleGAN2(network), device).requires_grad_(False)
+        self.average.load_state_dict(self.generator.state_dict())
+        self.discriminator = _placed(Discriminator(network), device)
+        # The penalty is applied every r1_interval steps: Karras et al. 2020, appendix B.
+        lazy = config.r1_interval / (config.r1_interval + 1)
+        self.generator_adam = _adam(self.generator.parameters(), config.lr, 1.0)
+        self.discriminator_adam = _adam(self.discriminator.parameters(), config.lr, lazy)
+        self.step = 0
+        self.seconds = 0.0
+        self.augment_probability = 0.0 if config.adaptive else 1.0
+
+    def advance(self, photos: Photos) -> dict[str, Tensor]:
+        """One step: the discriminator learns, then the generator. Returns the losses, not finite-checked."""
+        config = self.config
+        torch.manual_seed(int(derive_seeds(config.seed, self.step)))
+        real, labels = photos.batch(self.step, config.batch, config.seed)
+        real = real.to(self.device, memory_format=torch.channels_last)
+        labels = None if labels is None else labels.to(self.device)
+        with autocast(self.device, self.dtype):
+            drawn = self._draw(labels)
+        losses = self._learn_discriminator(real, drawn.detach(), labels)
+        losses |= self._learn_generator(drawn, labels)
+        self._average()
+        self.step += 1
+        return losses
+
+    def _draw(self, labels: Tensor | None) -> Tensor:
+        config, mapping = self.config, self.generator.mapping
+        n_layers = self.generator.config.n_layers
+        z = torch.randn(2, config.batch, config.latent_dim).to(self.device)
+        w, other = mapping(z[0], labels), mapping(z[1], labels)
+        mapping.w_avg.lerp_(w.detach().float().mean(dim=0), 1 - W_AVG_BETA)
+        cut = torch.randint(1, n_layers, (config.batch, 1))
+        cut = torch.where(torch.rand(config.batch, 1) < config.style_mixing, cut, n_layers)
+        is_first = (torch.arange(n_layers)[None] < cut).to(self.device)
+        ws = torch.where(is_first[..., None], w[:, None], other[:, None])
+        return self.generator(ws, noise="random")
+
+    def _judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        x = augment(x, self.config.augmentation, self.augment_probability)
+        with autocast(self.device, self.dtype):
+            return self.discriminator(x, labels)
+
+    def _learn_discriminator(
+        self, real: Tensor, drawn: Tensor, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        is_lazy_step = self.step % self.config.r1_interval == 0
+        judged = self._judge(real.requires_grad_(is_lazy_step), labels)
+        loss = F.softplus(self._judge(drawn, labels)).mean() + F.softplus(-judged).mean()
+        penalty = squared_gradient(judged, real) if is_lazy_step else None
+        if penalty is not None:
+            loss = loss + self.config.r1_weight / 2 * self.config.r1_interval * penalty
+        self.discriminator_adam.zero_grad(set_to_none=True)
+        loss.backward()
+        self.discriminator_adam.step()
+        realness = judged.detach().sign().mean()
+        if self.config.adaptive:
+            direction = 1 if realness.item() > ADA_TARGET else -1
+            moved = self.augment_probability + direction * self.config.batch / ADA_IMAGES
+            self.augment_probability = min(max(moved, 0.0), 1.0)
+        losses = {"d": loss.detach(), "realness": realness}
+        return losses if penalty is None else losses | {"r1": penalty.detach()}
+
+    def _learn_generator(self, drawn: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        self.discriminator.requires_grad_(False)
+        loss = F.softplus(-self._judge(drawn, labels)).mean()
+        self.generator_adam.zero_grad(set_to_none=True)
+        loss.backward()
+        self.generator_adam.step()
+        self.discriminator.requires_grad_(True)
+        return {"g": loss.detach()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # The half-life grows at the start, so that the first weights are forgotten (ADA, appendix).
+        shown = (self.step + 1) * self.config.batch
+        half_life = min(self.config.ema_images, 0.05 * shown)
+        kept = 0.5 ** (self.config.batch / max(half_life, 1e-8))
+        averaged, current = self.average.state_dict(), self.generator.state_dict()
+        for name, value in averaged.items():
+            value.lerp_(current[name], 1 - kept)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, as named tensors."""
+        state = {f"generator/{k}": v for k, v in self.generator.state_dict().items()}
+        state |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
+        state |= {f"discriminator/{k}": v for k, v in self.discriminator.state_dict().items()}
+        for name, adam in self._adams():
+            for index, values in adam.state_dict()["state"].items():
+                state |= {f"{name}/{index}/{key}": value for key, value in values.items()}
+        state["step"] = torch.tensor(self.step)
+        state["seconds"] = torch.tensor(self.seconds)
+        state["augment_probability"] = torch.tensor(self.augment_probability, dtype=torch.float64)
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state` gave."""
+        for name, network in self._networks():
+            network.load_state_dict(_below(state, name))
+        for name, adam in self._adams():
+            values: dict[int, dict[str, Tensor]] = {}
+            for key, value in _below(state, name).items():
+                index, field = key.split("/")
+                values.setdefault(int(index), {})[field] = value
+            adam.load_state_dict({"state": values, "param_groups": adam.state_dict()["param_groups"]})
+        self.step = int(state["step"])
+        self.seconds = float(state["seconds"])
+        self.augment_probability = float(state["augment_probability"])
+
+    def _networks(self) -> Iterable[tuple[str, nn.Module]]:
+        yield "generator", self.generator
+        yield "average", self.average
+        yield "discriminator", self.discriminator
+
+    def _adams(self) -> Iterable[tuple[str, torch.optim.Adam]]:
+        yield "generator_adam", self.generator_adam
+        yield "discriminator_adam", self.discriminator_adam
+
+
+def squared_gradient(realness: Tensor, images: Tensor) -> Tensor:
+    """Mean squared norm of the gradient of `realness` (B,) at `images`: R1 (Mescheder et al. 2018)."""
+    (gradient,) = torch.autograd.grad(realness.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def _placed(network: nn.Module, device: torch.device) -> Any:
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def _adam(parameters: Iterable[nn.Parameter], lr: float, lazy: float) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=lr * lazy, betas=(0.0, 0.99**lazy), eps=1e-8)
+
+
+def _below(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+
+
+def train_generator(
+    photos: Path | str,
+    out: Path | str,
+    *,
+    config: GeneratorTrainingConfig | None = None,
+    with_classes: bool = False,
+    inception: Path | str | None = None,
+    name: str | None = None,
+    licence: str = "unknown: that of the photos",
+    device: str = "auto",
+    quiet: bool = False,
+) -> Path:
+    """Trains a generator of one's own domain on a folder of photos.
+
+    The same call again continues where it stopped, with the same result as one that never stopped;
+    with a larger `config.images` it goes on.
+
+    Args:
+        photos: Folder of photos; with `with_classes`, one subfolder per class.
+        out: Folder of the training: config.json, metrics.jsonl, previews/, checkpoints/ and
+            generator/, the averaged generator, which `load_generator(out)` opens at any time.
+        config: How; see its fields.
+        with_classes: Learn a conditional generator.
+        inception: Weights of the Inception network; reports the FID beside the own distance.
+        name: Of the generator; by default the name of `out`.
+        licence: Of the weights, written into the card.
+        device: "auto", "cpu", "cuda", ...
+        quiet: Print nothing.
+
+    Returns:
+        The folder generator/.
+
+    Raises:
+        InputError: photos that cannot be read (all are listed), or `out` holds other work.
+        DivergedError: a loss is NaN or infinite; the last checkpoint is intact.
+    """
+    config, out = config or GeneratorTrainingConfig(), Path(out)
+    read = read_photos(photos, config.size, with_classes=with_classes)
+    wanted = asdict(config) | {"photos": len(read), "classes": list(read.classes)}
+    with locked(out):
+        claim(out, wanted, free=("images",))
+        training = Training(config, len(read.classes), pick_device(device))
+        _resume(training, out / "checkpoints", quiet)
+        fid = None if inception is None else FrechetDistance(inception, read.pixels)
+        report = Report(out, read, name=name or out.absolute().name, licence=licence, fid=fid)
+        _loop(training, read, report, quiet)
+    return out / "generator"
+
+
+def _loop(training: Training, photos: Photos, report: Report, quiet: bool) -> None:
+    config = training.config
+    last = math.ceil(config.images / config.batch)
+    interval = max(config.report_images // config.batch, 1)
+    say(
+        f"train-generator: {len(photos)} photos at {config.size[0]} x {config.size[1]}, "
+        f"{config.images:,} shown in all, on {training.device} in {training.dtype}".replace(",", " "),
+        quiet=quiet,
+    )
+    label, checkpoints = f"train-generator {report.name}", report.out / "checkpoints"
+    losses: dict[str, Tensor] = {}
+    began, seconds_before = time.monotonic(), training.seconds
+    with Progress(
+        label, total=last, start=training.step, per_step=config.batch, quiet=quiet
+    ) as progress:
+        try:
+            while training.step < last:
+                losses |= training.advance(photos)
+                if training.step % 16 == 0 or training.step == last:
+                    _check(losses, training, checkpoints)
+                    progress.update(training.step, **{k: v.item() for k, v in losses.items()})
+                if training.step % interval == 0 or training.step == last:
+                    training.seconds = seconds_before + time.monotonic() - began
+                    save_checkpoint(training, checkpoints)
+                    report.write(training, losses)
+        except KeyboardInterrupt:
+            training.seconds = seconds_before + time.monotonic() - began
+            save_checkpoint(training, checkpoints)
+            raise
+
+
+def _check(losses: dict[str, Tensor], training: Training, checkpoints: Path) -> None:
+    for name, value in losses.items():
+        if not torch.isfinite(value):
+            kept = sorted(checkpoints.glob("*.safetensors"))
+            raise DivergedError(
+                f"{checkpoints.parent}: the loss {name!r} is {value.item()} after step {training.step}. Last good "
+                f"checkpoint: {kept[-1].name if kept else 'none'}. Try a lower learning rate in a new folder."
+            )
+
+
+def save_checkpoint(training: Training, folder: Path, *, kept: int = 2) -> None:
+    """Writes the whole state atomically and deletes all but the newest `kept` checkpoints."""
+    write_safetensors(folder / f"step-{training.step:09d}.safetensors", training.state())
+    for old in sorted(folder.glob("step-*.safetensors"))[:-kept]:
+        old.unlink()
+
+
+def _resume(training: Training, folder: Path, quiet: bool) -> None:
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            training.load(read_safetensors(path))
+        except (CorruptFileError, KeyError, RuntimeError, ValueError) as error:
+            say(f"{path}: not usable ({error}); trying the one before.", quiet=quiet)
+            continue
+        say(f"continuing from {path.name}", quiet=quiet)
+        return

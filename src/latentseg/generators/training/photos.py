@@ -1,0 +1,108 @@
+"""The photos a generator learns from: read once, refused as a whole if any cannot be read."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentseg.errors import InputError, LatentsegError
+from latentseg.images import Pixels, list_images, read_image, resize
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos at the generator's size, in memory.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8.
+        labels: (N,) int64 class of each photo, or None.
+        classes: Names of the classes.
+        names: File of each photo, relative to the folder.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """The photos of one training step: every photo once per epoch, mirrored at random.
+
+        Returns:
+            Images (size, 3, H, W) float32 in [-1, 1] and labels (size,), a pure function of
+            (seed, step).
+        """
+        positions = np.arange(step * size, (step + 1) * size)
+        index = torch.from_numpy(_shuffled(positions, len(self), seed))
+        flips = torch.from_numpy(np.random.default_rng([seed, step]).random(size) < 0.5)
+        x = self.pixels[index].float() / 127.5 - 1
+        x = torch.where(flips[:, None, None, None], x.flip(3), x)
+        return x, None if self.labels is None else self.labels[index]
+
+
+def _shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
+    epochs = np.unique(positions // n)
+    orders = {epoch: np.random.default_rng([seed, 7, epoch]).permutation(n) for epoch in epochs}
+    return np.array([orders[position // n][position % n] for position in positions])
+
+
+def crop_to(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """The largest centred part of `image` with the aspect of `size`, resized to it."""
+    height, width = image.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    crop_height, crop_width = round(size[0] * scale), round(size[1] * scale)
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return resize(image[top : top + crop_height, left : left + crop_width], size)
+
+
+def read_photos(folder: Path | str, size: tuple[int, int], *, with_classes: bool = False) -> Photos:
+    """Reads all photos of a folder, cropped to the aspect of `size` and resized.
+
+    Args:
+        folder: Photos; with `with_classes`, one subfolder of photos per class.
+        size: (height, width) in pixels.
+        with_classes: Take the names of the subfolders as classes.
+
+    Raises:
+        InputError: no photos, or photos that cannot be read: all of them are listed.
+    """
+    folder = Path(folder)
+    classes: tuple[str, ...] = ()
+    if with_classes:
+        parts = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        if not parts:
+            raise InputError(f"{folder}: classes were asked for, but it has no subfolders.")
+        classes = tuple(part.name for part in parts)
+        paths = [path for part in parts for path in list_images(part)]
+    else:
+        paths = list_images(folder)
+
+    def read(path: Path) -> Pixels | LatentsegError:
+        try:
+            return crop_to(read_image(path), size)
+        except LatentsegError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(read, paths))
+    problems = [str(result) for result in results if isinstance(result, LatentsegError)]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise InputError(
+            f"{folder}: {len(problems)} of {len(paths)} photos cannot be read:\n  {listed}\n"
+            "Remove or mend them and give the command again."
+        )
+    pixels = np.stack([result for result in results if not isinstance(result, LatentsegError)])
+    labels = [classes.index(path.parent.name) for path in paths] if with_classes else None
+    return Photos(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        None if labels is None else torch.tensor(labels),
+        classes,
+        tuple(path.relative_to(folder).as_posix() for path in paths),
+    )

@@ -1,0 +1,125 @@
+"""What a generator training leaves at each report: contact sheet, distance, card, the generator."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from latentseg.files import write_text
+from latentseg.generators.folders import save_generator
+from latentseg.generators.stylegan2 import StyleGAN2
+from latentseg.generators.training.distance import FrechetDistance, sliced_wasserstein
+from latentseg.generators.training.photos import Photos
+from latentseg.images import contact_sheet, to_pixels, write_image
+
+if TYPE_CHECKING:
+    from latentseg.generators.training.loop import Training
+
+PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 12
+
+
+class Report:
+    """Writes the state of a training: metrics, contact sheet, and the generator with its card.
+
+    Args:
+        out: Folder of the training.
+        photos: What it learns from.
+        name, licence: Of the generator.
+        fid: Measures the FID too, if given.
+    """
+
+    def __init__(
+        self, out: Path, photos: Photos, *, name: str, licence: str, fid: FrechetDistance | None
+    ) -> None:
+        self.out, self.photos, self.name, self.licence = out, photos, name, licence
+        self.fid = fid
+
+    def write(self, training: "Training", losses: dict[str, Tensor]) -> None:
+        """Measures the averaged generator as it is now, and saves it."""
+        network, config = training.average, training.config
+        row = {
+            "step": training.step,
+            "images": training.step * config.batch,
+            "seconds": round(training.seconds),
+            **{key: round(value.item(), 4) for key, value in losses.items()},
+            **measure_distance(network, self.photos.pixels, config.distance_images),
+        }
+        if self.fid is not None:
+            row["fid"] = round(self.fid(draw(network, self.fid.n_images, psi=1.0, seed=1)), 2)
+        append_metrics(self.out / "metrics.jsonl", row)
+        write_preview(network, self.out / "previews" / f"step-{training.step:09d}.png")
+        trained = {**asdict(config), **row}
+        save_generator(
+            network,
+            self.out / "generator",
+            name=self.name,
+            licence=self.licence,
+            source=f"trained with latentseg train-generator on {len(self.photos)} photos",
+            trained=trained,
+            card=card_text(self.name, self.licence, trained),
+        )
+
+
+@torch.no_grad()
+def draw(network: StyleGAN2, n: int, *, psi: float, seed: int = 0, batch: int = 64) -> Tensor:
+    """Draws `n` images (n, 3, H, W) uint8 on the CPU, with stored noise; classes in turn."""
+    device, config = network.mapping.w_avg.device, network.config
+    z = torch.randn(n, config.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    labels = torch.arange(n, device=device) % config.n_classes if config.n_classes else None
+    images = []
+    for start in range(0, n, batch):
+        part = slice(start, start + batch)
+        w = network.mapping(z[part], None if labels is None else labels[part])
+        w = network.mapping.truncate(w, psi)
+        x = network(w[:, None].expand(-1, config.n_layers, -1))
+        images.append(torch.from_numpy(to_pixels(x)).permute(0, 3, 1, 2))
+    return torch.cat(images)
+
+
+def write_preview(network: StyleGAN2, path: Path) -> None:
+    """A contact sheet of 96 images from fixed latents, truncation 0.9."""
+    drawn = draw(network, PREVIEW_ROWS * PREVIEW_COLUMNS, psi=0.9).permute(0, 2, 3, 1).numpy()
+    rows = [list(row) for row in drawn.reshape(PREVIEW_ROWS, PREVIEW_COLUMNS, *drawn.shape[1:])]
+    write_image(path, contact_sheet(rows))
+
+
+def measure_distance(network: StyleGAN2, photos: Tensor, n: int) -> dict[str, float]:
+    """Sliced Wasserstein distance x 1000 of drawn images to photos, per pyramid level and mean.
+
+    Truncation is off: the distance asks for the variety of the photos, too. `floor` is the
+    distance of two disjoint halves of the photos, what a perfect generator would reach.
+    """
+    n = min(n, len(photos) // 2)
+    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(0))
+    real, held = photos[order[:n]], photos[order[n : 2 * n]]
+    levels = sliced_wasserstein(draw(network, n, psi=1.0, seed=1), real)
+    floor = sliced_wasserstein(held, real)
+    return {f"swd_{px}": round(value, 2) for px, value in levels.items()} | {
+        "swd": round(sum(levels.values()) / len(levels), 2),
+        "swd_floor": round(sum(floor.values()) / len(floor), 2),
+    }
+
+
+def append_metrics(path: Path, row: dict[str, Any]) -> None:
+    """Adds one object to a JSONL file, replacing rows of the same or a later step."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [earlier for earlier in rows if earlier["step"] < row["step"]]
+    write_text(path, "".join(json.dumps(each) + "\n" for each in [*rows, row]))
+
+
+def card_text(name: str, licence: str, trained: dict[str, Any]) -> str:
+    """The generator's README.md: what it draws, how it was trained, what was reached."""
+    options = "\n".join(f"| {key} | {value} |" for key, value in trained.items())
+    return (
+        f"# {name}\n\nA StyleGAN2 trained with `latentseg train-generator`.\n\n"
+        f"Licence of the weights: {licence}\n\n"
+        "swd is the sliced Wasserstein distance x 1000 to the photos (Karras et al. 2018), mean over "
+        "the levels of the Laplacian pyramid; it needs no network and knows nothing of objects. "
+        "swd_floor is the distance between two halves of the photos.\n\n"
+        f"| | |\n|---|---|\n{options}\n"
+    )
+
+

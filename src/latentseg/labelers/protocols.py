@@ -1,0 +1,59 @@
+"""What every labeler promises: generated images, with a mask for each and a verdict on each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from latentseg.generators.protocols import Generator, Latents
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Generated images with their masks.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [-1, 1], on the generator's device.
+        masks: Class ids, (B, H, W) uint8, on the CPU like the rest.
+        confidence: How sure the labeler is of each mask, (B,) float32 in [0, 1].
+        rejected_by: (B,) int64. 0: the sample is good. k: `labeler.filters[k - 1]` was the first
+            filter to refuse it.
+    """
+
+    images: Tensor
+    masks: Tensor
+    confidence: Tensor
+    rejected_by: Tensor
+
+
+class Labeler(Protocol):
+    """Turns generated images into masks."""
+
+    @property
+    def generator(self) -> Generator:
+        """The generator that it was fitted to."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, without the background."""
+        ...
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """Names of the filters that may refuse a sample, in their order."""
+        ...
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What it is and how it was made, as JSON values; it travels into every dataset."""
+        ...
+
+    def label(self, latents: Latents) -> Labelled:
+        """Draws the images of `latents` and labels them; without gradients."""
+        ...
+
+    def save(self, folder: Path | str) -> None:
+        """Writes all that `load_labeler` needs, besides the generator, into `folder`."""
+        ...

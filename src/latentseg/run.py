@@ -1,0 +1,303 @@
+"""The whole job: from a generator to a segmenter of real photos, with a page that shows it all."""
+
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import latentseg
+from latentseg.evaluation.baselines import floors
+from latentseg.evaluation.datasets import RealDataset, open_dataset
+from latentseg.evaluation.pictures import write_examples, write_pairs, write_story
+from latentseg.evaluation.protocols import Result, evaluate
+from latentseg.evaluation.report import render_report
+from latentseg.files import (
+    MANIFEST,
+    claim,
+    locked,
+    read_json,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
+from latentseg.generators import Generator, load_generator
+from latentseg.labelers.directions import (
+    VARIANTS,
+    DirectionsConfig,
+    DirectionsLabeler,
+    fit_directions,
+)
+from latentseg.progress import say
+from latentseg.students.segmenter import Segmenter, ensemble
+from latentseg.students.self_training import SelfTrainingConfig, self_train
+from latentseg.students.training import PRESETS as STUDENTS
+from latentseg.students.training import TrainConfig, train
+from latentseg.synthesis.pairs import FolderPairs, Pairs
+from latentseg.synthesis.stream import Stream
+from latentseg.synthesis.writers import synthesize
+
+SHOWN = 20  # synthetic pairs in the report
+COLUMNS = ("dataset", "protocol", "setting", "n_images", "acc", "iou", "iou_pooled", "max_f")
+ENSEMBLE = ("light", "dark")  # the directions whose students are averaged
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the whole job is done.
+
+    Attributes:
+        directions: The search for directions and the making of masks.
+        ensemble: Average students of the light and of the dark direction, in place of one student.
+        count: Synthetic pairs the student learns from; None: drawn while it trains, never twice.
+        student: The student and its training.
+        rounds: Self-training on unlabelled photos, if there are any.
+        protocol: How results on real photos are measured.
+        seed: Of everything random.
+    """
+
+    directions: DirectionsConfig = field(default_factory=DirectionsConfig)
+    ensemble: bool = False
+    count: int | None = 4_000
+    student: TrainConfig = field(default_factory=lambda: STUDENTS["quick"])
+    rounds: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    protocol: str = "melas2021"
+    seed: int = 0
+
+
+PRESETS = {
+    # a first look: a few minutes on two CPU cores
+    "quick": RunConfig(
+        directions=DirectionsConfig(steps=100, restarts=2, restart_steps=25),
+        count=3_000,
+        rounds=SelfTrainingConfig(rounds=1, train=STUDENTS["quick"]),
+    ),
+    # the quality that the bundled segmenter has
+    "standard": RunConfig(
+        count=12_000,
+        student=STUDENTS["standard"],
+        rounds=SelfTrainingConfig(rounds=3, train=STUDENTS["standard"]),
+    ),
+    # the settings of Melas-Kyriazi et al. 2021; wants a GPU
+    "paper": RunConfig(
+        directions=replace(VARIANTS["official"], mode="both"),
+        count=None,
+        student=STUDENTS["paper"],
+        rounds=SelfTrainingConfig(rounds=3, train=STUDENTS["paper"]),
+    ),
+}
+
+
+def run(
+    generator: str | Path,
+    out: Path | str,
+    *,
+    config: RunConfig = PRESETS["standard"],
+    eval_data: Sequence[Path | str] = (),
+    photos: Path | str | None = None,
+    ceiling: Path | str | None = None,
+    keep_dataset: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Segmenter:
+    """Labels, synthesises, trains, measures, and writes report.html; the same call continues.
+
+    Args:
+        generator: What `load_generator` takes.
+        out: The run folder; docs/formats.md says what it holds.
+        config: How; `PRESETS` has "quick", "standard" and "paper".
+        eval_data: Real photos with masks to measure on; never learned from.
+        photos: Unlabelled photos of the generator's domain, for self-training; never measured on.
+        ceiling: Real photos with masks, from which the same student learns for comparison.
+        keep_dataset: Keep the synthetic pairs in `out`/dataset.
+        device: "auto", "cpu", "cuda", ...
+        quiet: Print nothing.
+
+    Returns:
+        The segmenter in `out`/model: with the help of the photos if there were any.
+
+    Raises:
+        InputError: an input cannot be read (every problem is listed before any work is done), or
+            `out` holds other work.
+        DivergedError: a loss became NaN or infinite.
+    """
+    out = Path(out)
+    source = load_generator(generator, device=device)
+    measured = [open_dataset(path) for path in eval_data]
+    true_masks = None if ceiling is None else open_dataset(ceiling)
+    asked = {
+        "command": "run",
+        "generator": source.info.to_json(),
+        "method": "directions",
+        **asdict(config),
+        "eval": [str(path) for path in eval_data],
+        "photos": None if photos is None else str(photos),
+        "ceiling": None if ceiling is None else str(ceiling),
+        "keep_dataset": keep_dataset,
+        "versions": {
+            "latentseg": latentseg.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    with locked(out):
+        claim(out, asked, free=("versions", "keep_dataset"))
+        if (out / MANIFEST).is_file():
+            verify_manifest(out)
+            say(f"{out}: finished before; see {out / 'report.html'}", quiet=quiet)
+            return Segmenter.from_pretrained(out / "model", device=device)
+        job = _Job(source, out, config, device=device, quiet=quiet)
+        labelers = job.fit()
+        synthetic = {name: job.pairs(name, labeler) for name, labeler in labelers.items()}
+        student = job.student(synthetic)
+        settings = {"without photos": student}
+        if photos is not None:
+            pairs = next(iter(synthetic.values()))
+            settings["with unlabelled photos"] = job.improve(student, pairs, photos)
+        supervised = None if true_masks is None else job.ceiling(true_masks)
+        job.measure(settings, supervised, measured)
+        segmenter = job.finish(list(settings.values())[-1])
+        job.show(next(iter(labelers.values())), segmenter, measured)
+        if not keep_dataset:
+            shutil.rmtree(out / "dataset", ignore_errors=True)
+        render_report(out)
+        write_manifest(out)
+    return segmenter
+
+
+class _Job:
+    """The stages of a run in one folder; each is skipped if an earlier call has finished it."""
+
+    def __init__(
+        self, generator: Generator, out: Path, config: RunConfig, *, device: str, quiet: bool
+    ) -> None:
+        self.generator, self.out, self.config = generator, out, config
+        self.device, self.quiet = device, quiet
+        self.last_result: Result | None = None
+        self.card: dict[str, Any] = {
+            "name": out.absolute().name,
+            "generator": generator.info.to_json(),
+            "licence": f"That of the generator's weights: {generator.info.licence}",
+        }
+
+    def fit(self) -> dict[str, DirectionsLabeler]:
+        """The labelers, by the name of their folders; more than one for an ensemble."""
+        self._say("1/5 label", "searching directions in latent space")
+        labeler = fit_directions(
+            self.generator,
+            config=self.config.directions,
+            seed=self.config.seed,
+            out=self.out / "labeler",
+            quiet=self.quiet,
+        )
+        self.card["labeler"] = labeler.info
+        modes = ENSEMBLE if self.config.ensemble else (labeler.config.mode,)
+        return {mode: labeler.with_config(replace(labeler.config, mode=mode)) for mode in modes}
+
+    def pairs(self, name: str, labeler: DirectionsLabeler) -> Pairs:
+        """The synthetic pairs of a labeler: a dataset folder, or an endless stream."""
+        self._say("2/5 synthesise", f"{self.config.count or 'endless'} pairs")
+        stream = Stream(self.generator, labeler, seed=self.config.seed)
+        first = stream.block(0)
+        write_pairs(first.images[:SHOWN], first.masks[:SHOWN], self.out / "samples" / "pairs.png")
+        if self.config.count is None:
+            return stream
+        folder = synthesize(
+            self.generator,
+            labeler,
+            count=self.config.count,
+            out=self.out / "dataset" / name,
+            seed=self.config.seed,
+            quiet=self.quiet,
+        )
+        return FolderPairs(folder, size=self.generator.info.size, seed=self.config.seed)
+
+    def student(self, synthetic: dict[str, Pairs]) -> Segmenter:
+        """The student of the synthetic pairs, or the mean of several."""
+        self._say("3/5 distil", f"a {self.config.student.network} in {self.config.student.steps} steps")
+        members = [
+            train(
+                pairs,
+                out=self.out / "student" / name,
+                config=replace(self.config.student, seed=self.config.seed),
+                card=self.card,
+                device=self.device,
+                quiet=self.quiet,
+            )
+            for name, pairs in synthetic.items()
+        ]
+        return members[0] if len(members) == 1 else ensemble(members, card=self.card)
+
+    def improve(self, student: Segmenter, pairs: Pairs, photos: Path | str) -> Segmenter:
+        """The student that unlabelled photos have helped."""
+        self._say("4/5 self-train", f"{self.config.rounds.rounds} rounds on unlabelled photos")
+        rounds = replace(
+            self.config.rounds, train=replace(self.config.rounds.train, seed=self.config.seed)
+        )
+        return self_train(
+            student,
+            photos,
+            pairs,
+            out=self.out / "photos",
+            config=rounds,
+            device=self.device,
+            quiet=self.quiet,
+        )
+
+    def ceiling(self, dataset: RealDataset) -> Segmenter:
+        """The same student, trained on true masks: what labels would have brought."""
+        self._say("ceiling", f"the same student on {len(dataset)} true masks")
+        return train(
+            FolderPairs(dataset, size=self.generator.info.size, seed=self.config.seed),
+            out=self.out / "ceiling",
+            config=replace(self.config.student, seed=self.config.seed),
+            card={"description": "Trained on true masks, to compare with."},
+            device=self.device,
+            quiet=self.quiet,
+        )
+
+    def measure(
+        self,
+        settings: dict[str, Segmenter],
+        supervised: Segmenter | None,
+        datasets: Sequence[RealDataset],
+    ) -> None:
+        """Writes results.json: each setting on each data set, beside the floors and the ceiling."""
+        self._say("5/5 evaluate", f"on {sum(len(dataset) for dataset in datasets)} real photos")
+        results = []
+        for dataset in datasets:
+            at_least = floors(dataset, protocol=self.config.protocol)
+            beside = {
+                "floors": {name: result.to_json() for name, result in at_least.items()},
+                "ceiling": supervised and self._evaluate(supervised, dataset).to_json(),
+            }
+            for setting, segmenter in settings.items():
+                self.last_result = self._evaluate(segmenter, dataset)
+                results.append({**self.last_result.to_json(), "setting": setting, **beside})
+        write_json(self.out / "results.json", results)
+
+    def finish(self, segmenter: Segmenter) -> Segmenter:
+        """Saves the segmenter with its card, and opens it as a user would."""
+        results = read_json(self.out / "results.json")
+        brief = [{column: result[column] for column in COLUMNS} for result in results]
+        segmenter.save(self.out / "model", card={**segmenter.card, **self.card, "results": brief})
+        return Segmenter.from_pretrained(self.out / "model", device=self.device)
+
+    def show(
+        self, labeler: DirectionsLabeler, segmenter: Segmenter, datasets: Sequence[RealDataset]
+    ) -> None:
+        """The pictures of the report; the photos are those of the last data set."""
+        dataset = datasets[-1] if datasets else None
+        result, seed = self.last_result, self.config.seed
+        write_story(labeler, segmenter, dataset, result, self.out / "samples", seed=seed)
+        if dataset is not None and result is not None:
+            write_examples(segmenter, dataset, result, self.out / "examples")
+
+    def _evaluate(self, segmenter: Segmenter, dataset: RealDataset) -> Result:
+        return evaluate(segmenter, dataset, protocol=self.config.protocol, quiet=self.quiet)
+
+    def _say(self, stage: str, what: str) -> None:
+        say(f"{stage}: {what}", quiet=self.quiet)

@@ -1,0 +1,433 @@
+"""A trained student with its preprocessing: photo in, mask out."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn import functional
+
+import latentseg
+from latentseg.devices import pick_device
+from latentseg.errors import CorruptFileError, InputError
+from latentseg.files import (
+    MANIFEST,
+    check_keys,
+    read_json,
+    read_safetensors,
+    verify_manifest,
+    write_json,
+    write_manifest,
+    write_safetensors,
+    write_text,
+)
+from latentseg.images import Pixels, cut_out, overlay, read_image, resize, to_tensor, write_image
+from latentseg.students.model_card import check_card, render_card
+from latentseg.students.networks import build_network
+
+ASSETS = Path(__file__).parent / "assets"
+FORMAT = 1
+LONGEST_RATIO = 16  # of the sides, as the network sees a photo: a 1 x 100 000 strip is squeezed
+MAX_BATCH = 32
+_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
+_NORMALISATION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # uint8 / 255 to [-1, 1]
+
+Photo = Path | str | Image.Image | Pixels
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a segmenter sees in one photo.
+
+    Attributes:
+        mask: (H, W) uint8, 0 background, 1..K classes.
+        scores: (K + 1, H, W) float32, the probability of each class; sums to 1 over the classes.
+        image: The photo, upright, (H, W, 3) uint8.
+    """
+
+    mask: Pixels
+    scores: Scores
+    image: Pixels
+
+    def save(self, path: Path | str) -> None:
+        """Writes the mask as an 8-bit PNG of class ids."""
+        write_image(path, self.mask)
+
+    def overlay(self) -> Pixels:
+        """(H, W, 3) uint8: the classes in colour over the photo."""
+        return overlay(self.image, self.mask)
+
+    def cut_out(self) -> Pixels:
+        """(H, W, 4) uint8: the foreground of the photo, transparent elsewhere."""
+        return cut_out(self.image, self.mask)
+
+
+class Segmenter:
+    """Networks that answer together, with all that is needed to give them photos of any size.
+
+    A photo is scaled until its shorter side is that of `input_size`; the logits are scaled back to
+    the photo, bilinearly; then softmax. Several networks, and mirror images, are averaged as
+    probabilities.
+
+    Args:
+        members: One network, or the networks of an ensemble, all built by
+            `build_network(network, len(classes) + 1, width=width)`.
+        classes: Names, without the background.
+        input_size: (height, width) of the pictures that the networks were trained on.
+        network: Name of the networks.
+        width: Their width factor.
+        threshold: With one class, a pixel is foreground where its probability is above this.
+        card: Where the segmenter comes from; see `model_card.FIELDS`.
+
+    Raises:
+        InputError: no members, no classes, or an unknown field in the card.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        *,
+        classes: Sequence[str],
+        input_size: tuple[int, int],
+        network: str = "unet",
+        width: float = 1.0,
+        threshold: float = 0.5,
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not members or not classes:
+            raise InputError("A segmenter needs at least one network and one class.")
+        self.members = nn.ModuleList(members).eval().requires_grad_(False)
+        self.members.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.classes, self.input_size = tuple(classes), (input_size[0], input_size[1])
+        self.network, self.width, self.threshold = network, width, threshold
+        self.card: dict[str, Any] = dict(card or {})
+        check_card(self.card)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.members.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the weights; returns the segmenter itself."""
+        self.members.to(device)
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the weights in memory, as 64 hexadecimal digits."""
+        hashed = sha256()
+        for name, tensor in self.members.state_dict().items():
+            hashed.update(name.encode())
+            hashed.update(tensor.cpu().contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
+    @torch.inference_mode()
+    def logits(self, x: Tensor, *, flip: bool = False) -> Tensor:
+        """Logits of images, averaged as probabilities over the members.
+
+        Args:
+            x: (B, 3, H, W) float32 in [-1, 1], any size, on the segmenter's device.
+            flip: Average with the answer to the mirror images, too.
+
+        Returns:
+            (B, K + 1, H, W) float32: log probabilities.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        answers = [member(x) for member in self.members]
+        if flip:
+            mirrored = x.flip(-1)
+            answers += [member(mirrored).flip(-1) for member in self.members]
+        log_probabilities = torch.stack([a.float().log_softmax(1) for a in answers])
+        return log_probabilities.logsumexp(0) - math.log(len(answers))
+
+    def scores(self, image: Pixels, *, flip: bool = False) -> Scores:
+        """Class probabilities (K + 1, H, W) float32 of an (H, W, 3) uint8 image, at its size."""
+        return self.scores_batch([image], flip=flip)[0]
+
+    def scores_batch(self, images: Sequence[Pixels], *, flip: bool = False) -> list[Scores]:
+        """The scores of each image, as `scores` gives them; images of equal size go together.
+
+        Raises:
+            InputError: something is not an (H, W, 3) uint8 image.
+        """
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            _check_image(image)
+            by_size.setdefault(image.shape, []).append(index)
+        scores: dict[int, Scores] = {}
+        for indices in by_size.values():
+            for start in range(0, len(indices), MAX_BATCH):
+                chunk = indices[start : start + MAX_BATCH]
+                answers = self._scores_of_equal_size([images[i] for i in chunk], flip)
+                scores.update(zip(chunk, answers, strict=True))
+        return [scores[index] for index in range(len(images))]
+
+    @overload
+    def predict(self, photo: Photo, *, flip: bool = False) -> Prediction: ...
+    @overload
+    def predict(self, photo: Sequence[Photo], *, flip: bool = False) -> list[Prediction]: ...
+    def predict(
+        self, photo: Photo | Sequence[Photo], *, flip: bool = False
+    ) -> Prediction | list[Prediction]:
+        """The mask of a photo, or of each photo of a sequence.
+
+        Args:
+            photo: A path, a PIL image, or an (H, W, 3) uint8 array, any size; or several.
+            flip: Average with the mirror image: a little better, twice the time.
+
+        Raises:
+            InputError: no such file, or an array that is not an (H, W, 3) uint8 image.
+            CorruptFileError: a file cannot be decoded.
+        """
+        if not isinstance(photo, Path | str | Image.Image | np.ndarray):
+            images = [_read(one) for one in photo]
+            scores = self.scores_batch(images, flip=flip)
+            return [self._prediction(*pair) for pair in zip(scores, images, strict=True)]
+        image = _read(photo)
+        return self._prediction(self.scores(image, flip=flip), image)
+
+    def save(
+        self, folder: Path | str, *, card: Mapping[str, Any] | None = None, half: bool = False
+    ) -> None:
+        """Writes config.json, model.safetensors, README.md and MANIFEST.json into `folder`.
+
+        Args:
+            folder: New or empty, or a segmenter's, which is replaced.
+            card: Replaces the segmenter's own card.
+            half: Store the weights of convolutions in half precision: half the size on disk.
+
+        Raises:
+            InputError: the folder holds other files, or the card has an unknown field.
+        """
+        folder, card = Path(folder), dict(self.card if card is None else card)
+        check_card(card)
+        ours = {_CONFIG, _WEIGHTS, _CARD, MANIFEST}
+        if folder.exists() and not {path.name for path in folder.iterdir()} <= ours:
+            raise InputError(
+                f"{folder}: holds files that are not a segmenter's. Choose another folder."
+            )
+        (folder / MANIFEST).unlink(missing_ok=True)
+        config = {
+            "format": FORMAT,
+            "latentseg": latentseg.__version__,
+            "network": self.network,
+            "width": self.width,
+            "members": len(self.members),
+            "classes": list(self.classes),
+            "input_size": list(self.input_size),
+            **_NORMALISATION,
+            "threshold": self.threshold,
+            "card": card,
+        }
+        write_json(folder / _CONFIG, config)
+        write_safetensors(folder / _WEIGHTS, _stored(self.members.state_dict(), half=half))
+        write_text(folder / _CARD, render_card(config))
+        write_manifest(folder)
+
+    @classmethod
+    def from_pretrained(cls, name: Path | str, *, device: str = "auto") -> Self:
+        """Loads a segmenter; no code of the folder is run, and every file is verified.
+
+        Args:
+            name: A bundled segmenter, for example "pets64"; the folder of a segmenter; or the run
+                folder that holds it. A folder that is called like a bundled one: "./pets64".
+            device: "auto", "cpu", "cuda", "mps".
+
+        Raises:
+            InputError: no such segmenter; the nearest names are given.
+            CorruptFileError: a file is damaged, or the weights do not fit the configuration.
+        """
+        folder = _find(name)
+        verify_manifest(folder)
+        config = _read_config(folder / _CONFIG)
+        segmenter = cls(
+            _build_members(config),
+            classes=config["classes"],
+            input_size=(config["input_size"][0], config["input_size"][1]),
+            network=config["network"],
+            width=config["width"],
+            threshold=config["threshold"],
+            card=config["card"],
+        )
+        segmenter._load_weights(folder / _WEIGHTS)
+        return segmenter.to(pick_device(device))
+
+    def _load_weights(self, path: Path) -> None:
+        tensors = read_safetensors(path)
+        expected = self.members.state_dict()
+        wrong = sorted(expected.keys() ^ tensors.keys())
+        wrong += [
+            n for n in expected.keys() & tensors.keys() if expected[n].shape != tensors[n].shape
+        ]
+        if wrong:
+            raise CorruptFileError(
+                f"{path}: {len(wrong)} tensors do not fit {self.network} of width {self.width:g}, "
+                f"first {wrong[0]!r}. {_CONFIG} and {_WEIGHTS} belong to different segmenters."
+            )
+        self.members.load_state_dict(tensors)
+
+    @torch.inference_mode()
+    def _scores_of_equal_size(self, images: Sequence[Pixels], flip: bool) -> Scores:
+        size = images[0].shape[:2]
+        seen = _input_size(size, min(self.input_size))
+        x = torch.stack([to_tensor(resize(image, seen)) for image in images])
+        logits = self.logits(x.to(self.device), flip=flip)
+        logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits.softmax(1).cpu().numpy()
+
+    def _prediction(self, scores: Scores, image: Pixels) -> Prediction:
+        if len(self.classes) == 1:
+            return Prediction((scores[1] > self.threshold).astype(np.uint8), scores, image)
+        return Prediction(scores.argmax(0).astype(np.uint8), scores, image)
+
+
+def ensemble(
+    segmenters: Sequence[Segmenter], *, card: Mapping[str, Any] | None = None
+) -> Segmenter:
+    """One segmenter that averages the probabilities of several, on the device of the first.
+
+    Args:
+        segmenters: Of equal classes, input size and network.
+        card: Of the new segmenter; by default that of the first, without its results.
+
+    Raises:
+        InputError: they differ, or there are none; the fields that differ are named.
+    """
+    if not segmenters:
+        raise InputError("An ensemble of no segmenters. Give at least one.")
+    first = segmenters[0]
+    for other in segmenters[1:]:
+        for field in ("classes", "input_size", "network", "width"):
+            mine, its = getattr(first, field), getattr(other, field)
+            if mine != its:
+                raise InputError(
+                    f"An ensemble of segmenters that differ in {field}: {mine} and {its}."
+                )
+    if card is None:
+        card = {name: value for name, value in first.card.items() if name != "results"}
+    return Segmenter(
+        [member.to(first.device) for one in segmenters for member in one.members],
+        classes=first.classes,
+        input_size=first.input_size,
+        network=first.network,
+        width=first.width,
+        threshold=first.threshold,
+        card=card,
+    )
+
+
+def list_segmenters() -> list[str]:
+    """Names of the bundled segmenters."""
+    return sorted(path.parent.name for path in ASSETS.glob(f"*/{MANIFEST}"))
+
+
+def _find(name: Path | str) -> Path:
+    if str(name) in list_segmenters():
+        return ASSETS / str(name)
+    folder = Path(name)
+    if (folder / "model" / _CONFIG).is_file():
+        return folder / "model"
+    if (folder / _CONFIG).is_file():
+        return folder
+    if folder.is_dir():
+        raise InputError(
+            f"{name}: no segmenter in this folder (no {_CONFIG}, no model/{_CONFIG}). "
+            "An unfinished training continues when its command is given again."
+        )
+    bundled = list_segmenters()
+    near = difflib.get_close_matches(str(name), bundled, n=3, cutoff=0.4) or bundled
+    hint = f" Bundled: {', '.join(near)}." if near else ""
+    raise InputError(f"{name}: no segmenter and no folder has this name.{hint}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The configuration of a saved segmenter, with every field checked."""
+    config = read_json(path)
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "format": int,
+        "latentseg": str,
+        "network": str,
+        "width": (int, float),
+        "members": int,
+        "classes": list,
+        "input_size": list,
+        "mean": list,
+        "std": list,
+        "threshold": (int, float),
+        "card": dict,
+    }
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{path}: not the configuration of a segmenter.")
+    if config.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: format {config.get('format')}; this is latentseg {latentseg.__version__}, "
+            f"which reads format {FORMAT}. Install version {config.get('latentseg')}."
+        )
+    check_keys(config, set(kinds), path)
+    for name, kind in kinds.items():
+        if not isinstance(config.get(name), kind):
+            raise CorruptFileError(f"{path}: field {name!r} is {config.get(name)!r}.")
+    sides = config["input_size"]
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= 4096 for side in sides):
+        raise CorruptFileError(f"{path}: 'input_size' is {sides}; expected [height, width].")
+    if not config["classes"] or not all(isinstance(name, str) for name in config["classes"]):
+        raise CorruptFileError(f"{path}: 'classes' is {config['classes']}; expected names.")
+    if not 1 <= config["members"] <= 64:
+        raise CorruptFileError(f"{path}: 'members' is {config['members']}; expected 1 to 64.")
+    if {name: config[name] for name in _NORMALISATION} != _NORMALISATION:
+        raise InputError(f"{path}: only mean and std of 0.5 are known.")
+    return config
+
+
+def _build_members(config: dict[str, Any]) -> list[nn.Module]:
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+        return [
+            build_network(config["network"], len(config["classes"]) + 1, width=config["width"])
+            for _ in range(config["members"])
+        ]
+
+
+def _stored(tensors: Mapping[str, Tensor], *, half: bool) -> dict[str, Tensor]:
+    """Tensors as they are written; biases and normalisation keep their precision and range."""
+    return {
+        name: tensor.half() if half and tensor.ndim > 1 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _input_size(size: tuple[int, ...], shorter: int) -> tuple[int, int]:
+    """The size at which the network sees a photo of `size`: same aspect, given shorter side.
+
+    >>> _input_size((480, 640), 64), _input_size((1, 100_000), 64)
+    ((64, 85), (64, 1024))
+    """
+    height, width = size
+    longer = min(shorter * max(size) // min(size), shorter * LONGEST_RATIO)
+    return (shorter, longer) if height <= width else (longer, shorter)
+
+
+def _read(photo: Photo) -> Pixels:
+    if isinstance(photo, Path | str):
+        return read_image(photo)
+    if isinstance(photo, Image.Image):
+        return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+    _check_image(photo)
+    return photo
+
+
+def _check_image(image: Pixels) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"An array of shape {image.shape} and type {image.dtype}. Expected an image "
+            "(height, width, 3) of uint8, red green blue."
+        )

@@ -1,0 +1,335 @@
+"""Trains a student on pairs of image and mask; exactly resumable."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import latentseg
+from latentseg.devices import autocast, pick_device, pick_precision
+from latentseg.errors import DivergedError, InputError
+from latentseg.files import MANIFEST, claim, locked, write_manifest, write_text
+from latentseg.images import IGNORE
+from latentseg.interrupts import HeldInterrupt
+from latentseg.progress import Progress, say
+from latentseg.seeds import derive_seeds
+from latentseg.students.augmentation import AUGMENTATIONS, augment
+from latentseg.students.checkpoints import Checkpoints
+from latentseg.students.model_card import check_card
+from latentseg.students.networks import build_network, count_parameters
+from latentseg.students.segmenter import Segmenter
+from latentseg.synthesis.pairs import Batch, Pairs
+
+_WEIGHTS_KEY, _STEP_KEY = 1, 2  # keep the random numbers of different uses apart
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a student is trained. The defaults are the paper's (Melas-Kyriazi 2021, section 4)."""
+
+    network: str = "unet"  # or smp:ARCHITECTURE:ENCODER
+    width: float = 1.0  # factor on the channels of unet
+    steps: int = 12_000
+    batch: int = 95
+    lr: float = 1e-3  # of Adam
+    decay_at: int = 8_000  # the step from which the learning rate is multiplied ...
+    decay: float = 0.2  # ... by this
+    augment: str = "none"  # none, flip, photo
+    seed: int = 0
+    precision: str = "auto"  # auto, fp32, bf16
+    report_every: int = 50  # steps between two lines of metrics.jsonl
+    checkpoint_every: int = 250  # steps between two states on disk
+
+    def __post_init__(self) -> None:
+        if self.augment not in AUGMENTATIONS:
+            raise InputError(f"--augment {self.augment}: expected {', '.join(AUGMENTATIONS)}.")
+        if self.precision == "fp16":
+            raise InputError("--precision fp16: gradients would vanish. Use auto, fp32 or bf16.")
+        for name in ("steps", "report_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1.")
+        if self.batch < 2:
+            raise InputError(f"--batch {self.batch}: batch normalisation needs at least 2.")
+
+
+PRESETS = {
+    "quick": TrainConfig(width=0.25, steps=600, batch=32, decay_at=400, augment="photo"),
+    "standard": TrainConfig(width=0.5, steps=3000, batch=48, decay_at=2000, augment="photo"),
+    "paper": TrainConfig(),
+}
+_FREE = ("report_every", "checkpoint_every", "latentseg", "torch")  # may change on continuing
+
+
+def train(
+    pairs: Pairs,
+    *,
+    out: Path | str,
+    config: TrainConfig = PRESETS["quick"],
+    card: Mapping[str, Any] | None = None,
+    start: Segmenter | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Segmenter:
+    """Trains a student; the same call again continues an interrupted one, bit for bit.
+
+    Steps depend only on (seed, step), and states are saved every `checkpoint_every` steps and at
+    an interrupt. On the CPU, an interrupted and continued training ends with the weights of an
+    uninterrupted one. Masks with the id 255 and pixels of weight 0 are not learned from.
+
+    Args:
+        pairs: What to learn. The student's input size is theirs.
+        out: Folder of the work: config.json, metrics.jsonl, checkpoints/ until it is finished,
+            model/ at the end, MANIFEST.json last.
+        config: How to train; `PRESETS` holds "quick", "standard" and "paper".
+        card: Where the pairs come from (generator, labeler, licence ...), kept in the model;
+            see `model_card.FIELDS`.
+        start: Begin with the weights of this segmenter instead of random ones.
+        device: "auto", "cpu", "cuda", "mps".
+        quiet: No progress line.
+
+    Returns:
+        The finished segmenter, read from `out`/model; at once if it was finished before.
+
+    Raises:
+        InputError: `out` holds other work (the fields that differ are named), or is in use.
+        DivergedError: a number became NaN or infinite; the last good checkpoint stays.
+        KeyboardInterrupt: after the state was saved.
+    """
+    out, card = Path(out), {**(card or {}), "training": asdict(config)}
+    check_card(card)
+    with locked(out):
+        claim(out, _record(pairs, config, card, start), free=_FREE)
+        if not (out / "model" / MANIFEST).is_file():
+            training = _Training(pairs, config, out, start=start, device=pick_device(device))
+            training.run(quiet=quiet)
+            training.segmenter(card).save(out / "model")
+        if not (out / MANIFEST).is_file():
+            Checkpoints(out / "checkpoints").delete()
+            write_manifest(out)
+    return Segmenter.from_pretrained(out / "model", device=device)
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, averaged over the pixels by their weights.
+
+    Args:
+        logits: (B, K + 1, H, W).
+        masks: Class ids (B, H, W) uint8, 255 ignored; or probabilities (B, K + 1, H, W) float.
+        weights: (B, H, W), at least 0; None: all alike.
+
+    Returns:
+        A float32 scalar; 0 if no pixel counts.
+    """
+    if masks.ndim == 3:
+        target, counted = masks.long(), (masks != IGNORE).float()
+        losses = functional.cross_entropy(
+            logits.float(), target, ignore_index=IGNORE, reduction="none"
+        )
+    else:
+        counted = torch.ones_like(masks[:, 0])
+        losses = functional.cross_entropy(logits.float(), masks, reduction="none")
+    if weights is not None:
+        counted = counted * weights
+    return (losses * counted).sum() / counted.sum().clamp(min=1e-6)
+
+
+def foreground_iou(logits: Tensor, masks: Tensor) -> float:
+    """IoU of everything that is not background, pooled over a batch; 1 if there is none of it."""
+    predicted = logits.argmax(1) > 0
+    true = masks > 0 if masks.ndim == 3 else masks.argmax(1) > 0
+    valid = masks != IGNORE if masks.ndim == 3 else torch.ones_like(true)
+    union = ((predicted | true) & valid).sum()
+    return float((predicted & true & valid).sum() / union) if union else 1.0
+
+
+class _Training:
+    """A student on its way: the network, the optimiser, and how many steps they have done."""
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        config: TrainConfig,
+        out: Path,
+        *,
+        start: Segmenter | None,
+        device: torch.device,
+    ) -> None:
+        self.pairs, self.config, self.device = pairs, config, device
+        self.dtype = pick_precision(config.precision, device)
+        self.metrics = out / "metrics.jsonl"
+        self.checkpoints = Checkpoints(out / "checkpoints")
+        self.network = _new_network(pairs, config, start)
+        self.network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr)
+        self.step, tensors = self.checkpoints.load()
+        if tensors:
+            self._restore(tensors)
+        _cut_metrics(self.metrics, self.step)
+
+    def run(self, *, quiet: bool) -> None:
+        """Takes all steps that are left, with states and metrics written on the way."""
+        config = self.config
+        say(self._plan(), quiet=quiet)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            Progress(
+                "train", total=config.steps, start=self.step, per_step=config.batch, quiet=quiet
+            ) as progress,
+            torch.random.fork_rng(devices=devices),
+            HeldInterrupt() as interrupt,
+        ):
+            losses: list[float] = []
+            while self.step < config.steps:
+                loss, logits, masks = self._take_step()
+                losses.append(loss)
+                self.step += 1
+                is_last = self.step == config.steps
+                if is_last or self.step % config.report_every == 0:
+                    self._report(sum(losses) / len(losses), foreground_iou(logits, masks), progress)
+                    losses = []
+                if is_last or interrupt.is_held or self.step % config.checkpoint_every == 0:
+                    self.checkpoints.save(self.step, self._state())
+                progress.update(self.step, loss=loss)
+                interrupt.release()
+
+    def segmenter(self, card: Mapping[str, Any]) -> Segmenter:
+        """The network with what it needs for photos."""
+        return Segmenter(
+            [self.network],
+            classes=self.pairs.classes,
+            input_size=self.pairs.size,
+            network=self.config.network,
+            width=self.config.width,
+            card=card,
+        )
+
+    def _take_step(self) -> tuple[float, Tensor, Tensor]:
+        """Loss, logits and masks of one step, a function of (seed, step) and the weights."""
+        config = self.config
+        torch.manual_seed(int(derive_seeds(config.seed, _STEP_KEY, self.step)))  # for dropout
+        batch = self.pairs.batch(self.step, config.batch).to(self.device)
+        self._check_ids(batch.masks)
+        batch = augment(batch, config.augment, seed=config.seed, step=self.step)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.dtype):
+            logits = self.network(images)
+        loss = segmentation_loss(logits, batch.masks, batch.weights)
+        if not torch.isfinite(loss):
+            raise self._diverged(self._culprit(batch, logits))
+        lr = config.lr * (config.decay if self.step >= config.decay_at else 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), logits.detach(), batch.masks
+
+    def _check_ids(self, masks: Tensor) -> None:
+        if masks.ndim == 3:
+            n_classes = len(self.pairs.classes) + 1
+            wrong = masks[(masks >= n_classes) & (masks != IGNORE)]
+            if len(wrong):
+                raise InputError(
+                    f"step {self.step}: a mask holds the class id {int(wrong[0])}, but the ids are "
+                    f"0 to {n_classes - 1} ({', '.join(('background', *self.pairs.classes))}). "
+                    "Find the files with: latentseg check DATASET"
+                )
+
+    def _culprit(self, batch: Batch, logits: Tensor) -> str:
+        if not batch.images.isfinite().all():
+            return "the images"
+        if not all(tensor.isfinite().all() for tensor in self.network.state_dict().values()):
+            return "the weights of the network"
+        return "the loss" if logits.isfinite().all() else "the answer of the network"
+
+    def _diverged(self, place: str) -> DivergedError:
+        good = self.checkpoints.newest()
+        return DivergedError(
+            f"step {self.step}: NaN or infinity in {place}. "
+            f"The last good state is {good or 'the beginning'}. "
+            "Train into another folder with a lower --lr, or with --precision fp32."
+        )
+
+    def _report(self, loss: float, iou: float, progress: Progress) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        line = {"step": self.step, "loss": loss, "iou": iou, "lr": lr}
+        line["images_per_s"] = round(progress.rate(self.step), 2)
+        with open(self.metrics, "a") as stream:
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def _plan(self) -> str:
+        config, (height, width) = self.config, self.pairs.size
+        return (
+            f"train: {config.network} of {count_parameters(self.network) / 1e6:.2f} M parameters, "
+            f"steps {self.step} to {config.steps} of {config.batch} x {height} x {width} px, "
+            f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"
+        )
+
+    def _state(self) -> dict[str, Tensor]:
+        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for kind, moment in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{name}.{kind}"] = moment
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise self._diverged("the weights of the network or the moments of Adam")
+        return tensors
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        weights = {name: tensors[f"network.{name}"] for name in self.network.state_dict()}
+        self.network.load_state_dict(weights)
+        for name, parameter in self.network.named_parameters():
+            # Moments lie in memory as their parameter does; so sums are rounded as without a stop.
+            self.optimizer.state[parameter] = {
+                "step": tensors[f"optimizer.{name}.step"],
+                "exp_avg": torch.empty_like(parameter).copy_(tensors[f"optimizer.{name}.exp_avg"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(
+                    tensors[f"optimizer.{name}.exp_avg_sq"]
+                ),
+            }
+
+
+def _record(
+    pairs: Pairs, config: TrainConfig, card: Mapping[str, Any], start: Segmenter | None
+) -> dict[str, Any]:
+    """What a training folder is about, for its config.json."""
+    return {
+        **asdict(config),
+        "classes": pairs.classes,
+        "size": pairs.size,
+        "card": {name: value for name, value in card.items() if name != "training"},
+        "start": start.digest if start else None,
+        "latentseg": latentseg.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _new_network(pairs: Pairs, config: TrainConfig, start: Segmenter | None) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(derive_seeds(config.seed, _WEIGHTS_KEY)))
+        network = build_network(config.network, len(pairs.classes) + 1, width=config.width)
+    if start:
+        there = (start.network, start.width, start.classes)
+        wanted = (config.network, config.width, tuple(pairs.classes))
+        if there != wanted:
+            raise InputError(
+                f"The student to start from is {there}, but {wanted} is to be trained."
+            )
+        network.load_state_dict(start.members[0].state_dict())
+    return network
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drops the lines after `step`, which will be written again, and a half-written last one."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    write_text(path, "".join(kept))

@@ -1,0 +1,1 @@
+"""Synthesis collects labelled samples: live as a stream, or on disk as a dataset folder."""

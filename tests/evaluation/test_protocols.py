@@ -1,0 +1,234 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import jaccard_score
+
+from latentseg.errors import DivergedError, InputError
+from latentseg.evaluation.datasets import RealDataset, open_dataset
+from latentseg.evaluation.protocols import Scores, centre_square, evaluate
+from latentseg.files import write_json
+from latentseg.images import IGNORE, Pixels
+from tests.evaluation.fabricate import Bright, Lookup, blob, make_dataset, photo, write, write_pair
+
+TOLERANCE = 1e-9
+
+
+def random_photos(seed: int, n: int) -> tuple[list[Pixels], list[Scores]]:
+    """Masks with all that is awkward: empty, full, one pixel, ignored; and scores of one foreground class."""
+    rng = np.random.default_rng(seed)
+    masks, answers = [], []
+    for i in range(n):
+        shape = (int(rng.integers(1, 12)), int(rng.integers(1, 12)))
+        mask = (rng.random(shape) < rng.random()).astype(np.uint8)
+        if i % 6 == 1:
+            mask[:] = i % 4 == 1
+        if i % 6 == 2:
+            mask[:] = 0
+            mask.flat[rng.integers(mask.size)] = 1
+        if i % 2:
+            mask[rng.random(shape) < 0.3] = IGNORE
+        foreground = rng.random(shape, dtype=np.float32)
+        if i % 5 == 0:
+            foreground = (foreground * 255).round().astype(np.uint8).astype(np.float32) / 255
+        if i % 7 == 3:
+            foreground[:] = i % 2
+        masks.append(mask)
+        answers.append(np.stack([1 - foreground, foreground]).astype(np.float32))
+    return masks, answers
+
+
+def naive_melas2021(masks: list[Pixels], answers: list[Scores]) -> dict[str, float]:
+    """The clauses of the official code, pixel lists and one pass for each threshold."""
+    accs, ious, precisions, recalls = [], [], [], []
+    pairs = [(m[m != IGNORE] == 1, s[1][m != IGNORE]) for m, s in zip(masks, answers, strict=True)]
+    for truth, soft in [pair for pair in pairs if len(pair[0])]:
+        hard = soft > 0.5
+        accs.append(np.mean(hard == truth))
+        union = (hard | truth).sum()
+        ious.append((hard & truth).sum() / union if union else 0.0)
+        thresholds = np.float32([0.5] + [k / 255 for k in range(1, 255)])
+        above = soft[None] > thresholds[:, None]
+        right, area = (above & truth).sum(1), above.sum(1)
+        precisions.append(np.where(area > 0, right / np.maximum(area, 1), 1.0))
+        recalls.append(right / truth.sum() if truth.any() else np.ones(255))
+    p, r = np.array(precisions), np.array(recalls)
+    with np.errstate(invalid="ignore"):
+        f = np.nan_to_num(1.3 * p * r / (0.3 * p + r)).mean(0)
+    hard, truth = (np.concatenate(x) for x in ([s > 0.5 for _, s in pairs], [t for t, _ in pairs]))
+    pooled = (hard & truth).sum() / (hard | truth).sum()
+    return {
+        "acc": float(np.mean(accs)),
+        "iou": float(np.mean(ious)),
+        "iou_pooled": float(pooled),
+        "f_half": float(f[0]),
+        "max_f": float(f[1:].max()),
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_melas2021_when_compared_with_a_naive_reference(seed, tmp_path):
+    masks, answers = random_photos(seed, 60)
+    dataset = make_dataset(tmp_path, masks)
+    result = evaluate(Lookup(dataset, answers), dataset, quiet=True)
+    for name, expected in naive_melas2021(masks, answers).items():
+        assert getattr(result, name) == pytest.approx(expected, abs=TOLERANCE), name
+    assert result.n_images + result.n_unlabelled == 60
+
+
+class Batched(Bright):
+    """The same answers, several at once."""
+
+    def scores_batch(self, images):
+        assert len({image.shape for image in images}) == 1
+        return [self.scores(image) for image in images]
+
+
+def test_evaluate_when_batched_gives_the_same_numbers(tmp_path):
+    dataset = make_dataset(tmp_path, [blob(i, width=12 + 3 * (i // 5)) for i in range(20)])
+    assert evaluate(Batched(), dataset, quiet=True) == evaluate(Bright(), dataset, quiet=True)
+
+
+def test_evaluate_does_not_see_predictions_on_ignored_pixels(tmp_path):
+    masks, answers = random_photos(1, 30)
+    turned = [a.copy() for a in answers]
+    for mask, answer in zip(masks, turned, strict=True):
+        answer[:, mask == IGNORE] = 1 - answer[:, mask == IGNORE]
+    dataset = make_dataset(tmp_path, masks)
+    for protocol in ("melas2021", "pooled"):
+        first, second = (
+            evaluate(Lookup(dataset, a), dataset, protocol=protocol, quiet=True)
+            for a in (answers, turned)
+        )
+        assert first == second
+
+
+def test_iou_per_photo_and_pooled_differ_as_the_two_conventions_do(tmp_path):
+    large, small = np.zeros((2, 40, 40), np.uint8)
+    large[:, :20], small[0, 0] = 1, 1
+    dataset = make_dataset(tmp_path, [large, small])
+    answers = [np.stack([1 - p, p]).astype(np.float32) for p in (large, 0 * small)]
+    result = evaluate(Lookup(dataset, answers), dataset, quiet=True)
+    assert result.iou == 0.5
+    assert result.iou_pooled == pytest.approx(800 / 801)
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("melas2021", 0.0), ("pooled", 1.0)])
+def test_iou_of_an_empty_prediction_of_an_empty_truth(protocol, expected, tmp_path):
+    full, empty = np.ones((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+    dataset = make_dataset(tmp_path, [full, empty])
+    answers = [np.stack([1 - p, p]).astype(np.float32) for p in (full, empty)]
+    result = evaluate(Lookup(dataset, answers), dataset, protocol=protocol, quiet=True)
+    assert [score.iou for score in result.per_image] == [1.0, expected]
+
+
+def test_evaluate_when_a_photo_is_all_ignored_leaves_it_out(tmp_path):
+    dataset = make_dataset(tmp_path, [blob(0), np.full((5, 5), IGNORE, np.uint8)])
+    result = evaluate(Bright(), dataset, quiet=True)
+    assert (result.n_images, result.n_unlabelled) == (1, 1)
+
+
+def test_pooled_with_several_classes_matches_sklearn(tmp_path):
+    rng = np.random.default_rng(3)
+    masks = list(rng.integers(0, 4, (5, 9, 9), dtype=np.uint8))
+    answers = list(rng.random((5, 4, 9, 9), dtype=np.float32))
+    dataset = make_dataset(tmp_path, masks, classes=("a", "b", "c"))
+    result = evaluate(Lookup(dataset, answers), dataset, protocol="pooled", quiet=True)
+    truth, hard = np.array(masks).ravel(), np.array([a.argmax(0) for a in answers]).ravel()
+    expected = jaccard_score(truth, hard, average=None, labels=[1, 2, 3])
+    np.testing.assert_allclose(list(result.class_iou.values()), expected, atol=TOLERANCE)
+    assert result.iou_pooled == pytest.approx(expected.mean(), abs=TOLERANCE)
+    assert result.acc == pytest.approx((truth == hard).mean(), abs=TOLERANCE)
+    assert list(result.class_iou) == ["a", "b", "c"]
+
+
+def test_melas2021_counts_every_class_as_foreground(tmp_path):
+    mask = np.uint8([[0, 1, 2, IGNORE]])
+    dataset = make_dataset(tmp_path, [mask], classes=("a", "b"))
+    answer = np.float32([[0.9, 0.4, 0.4, 0.1], [0.1, 0.3, 0.3, 0.4], [0.0, 0.3, 0.3, 0.5]])
+    result = evaluate(Lookup(dataset, [answer[:, None]]), dataset, quiet=True)
+    assert (result.iou, result.acc) == (1.0, 1.0)
+
+
+def test_evaluate_when_the_classes_do_not_fit_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path, [np.uint8([[0, 1, 2]])], classes=("a", "b"))
+    with pytest.raises(InputError, match="knows 1 classes, but the data set has 2: a, b"):
+        evaluate(Bright(), dataset, protocol="pooled", quiet=True)
+
+
+class Broken:
+    def __init__(self, scores: Scores) -> None:
+        self.answer = scores
+
+    def scores(self, image: Pixels) -> Scores:
+        return self.answer
+
+
+def test_evaluate_when_scores_are_nan_stops_and_names_the_photo(tmp_path):
+    dataset = make_dataset(tmp_path, [blob(0)])
+    with pytest.raises(DivergedError, match="0000"):
+        evaluate(Broken(np.full((2, 16, 16), np.nan, np.float32)), dataset, quiet=True)
+
+
+def test_evaluate_when_scores_have_another_size_is_refused(tmp_path):
+    dataset = make_dataset(tmp_path, [blob(0)])
+    with pytest.raises(InputError, match=r"0000: the scores have shape \(2, 8, 8\)"):
+        evaluate(Broken(np.zeros((2, 8, 8), np.float32)), dataset, quiet=True)
+
+
+def test_evaluate_when_the_protocol_is_misspelt_names_the_nearest(tmp_path):
+    with pytest.raises(InputError, match="Perhaps melas2021"):
+        evaluate(Bright(), tmp_path, protocol="melas2020", quiet=True)
+
+
+def published_like_cub(folder: Path) -> RealDataset:
+    image, mask = photo(0, blob(0, width=30)), blob(0, width=30)
+    mask[:, :3] = 1  # outside the square
+    write(folder / "test_images" / "a.png", image)
+    write(folder / "test_segmentations" / "a.png", 255 * mask)
+    return open_dataset(folder)
+
+
+def test_melas2021_crops_cub_and_pooled_does_not(tmp_path):
+    dataset = published_like_cub(tmp_path / "CUB_200_2011")
+    assert dataset.crops
+    cropped = evaluate(Bright(), dataset, quiet=True)
+    whole = evaluate(Bright(), dataset, protocol="pooled", quiet=True)
+    _, image, mask = dataset[0]
+    assert cropped.acc == np.mean((image.mean(-1) / 255 > 0.5)[:, 7:23] == mask[:, 7:23])
+    assert whole.acc == np.mean((image.mean(-1) / 255 > 0.5) == mask)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 9), (4, 4), (1, 7)])
+def test_centre_square_is_centred(shape):
+    picture = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(shape)
+    square = centre_square(picture)
+    assert square.shape == (min(shape), min(shape))
+    top, left = (round((side - min(shape)) / 2) for side in shape)
+    assert square[0, 0] == picture[top, left]
+
+
+def test_evaluate_with_a_limit_takes_photos_from_everywhere(tmp_path):
+    dataset = make_dataset(tmp_path, [blob(i) for i in range(10)])
+    result = evaluate(Bright(), tmp_path, limit=5, quiet=True)
+    assert [s.name for s in result.per_image] == ["0000", "0002", "0004", "0006", "0008"]
+    assert evaluate(Bright(), dataset, limit=99, quiet=True).n_images == 10
+
+
+def test_result_as_json_is_strict(tmp_path):
+    write_pair(tmp_path, "a", photo(0, blob(0)), np.zeros((16, 16), np.uint8))
+    write_pair(tmp_path, "b", photo(0, blob(0)), np.uint8([[2] * 16] * 16))
+    write_json(tmp_path / "dataset.json", {"classes": ["x", "y", "z"]})
+    nothing = Broken(np.stack([np.ones((16, 16)), *np.zeros((3, 16, 16))]).astype(np.float32))
+    result = evaluate(nothing, tmp_path, protocol="pooled", quiet=True)
+    values = json.loads(json.dumps(result.to_json(per_image=True), allow_nan=False))
+    assert values["class_iou"] == {"x": None, "y": 0.0, "z": None}
+    assert values["per_image"][0] == {"name": "a", "acc": 1.0, "iou": 1.0}
+    assert "per_image" not in result.to_json()
+    assert len(json.dumps(values)) < 1000
+
+
+def test_result_of_one_photo_has_no_standard_error(tmp_path):
+    result = evaluate(Bright(), make_dataset(tmp_path, [blob(0)]), quiet=True)
+    assert result.to_json()["iou_error"] is None

@@ -1,0 +1,311 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentseg.errors import DivergedError, InputError
+from latentseg.files import read_safetensors, verify_manifest
+from latentseg.students.networks import build_network
+from latentseg.students.training import (
+    PRESETS,
+    TrainConfig,
+    foreground_iou,
+    segmentation_loss,
+    train,
+)
+from latentseg.synthesis.pairs import Batch
+from tests.students.toy import QUICK, Discs, iou_of
+
+TINY = TrainConfig(steps=12, decay_at=8, augment="photo", **QUICK)
+SMALL = Discs(size=(16, 16))
+
+
+def weights_of(out):
+    return (out / "model" / "model.safetensors").read_bytes()
+
+
+def metrics_of(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_paper_preset_is_the_papers():
+    paper = PRESETS["paper"]
+    assert (paper.network, paper.width, paper.augment) == ("unet", 1.0, "none")
+    assert (paper.steps, paper.batch, paper.lr) == (12_000, 95, 1e-3)
+    assert (paper.decay_at, paper.decay) == (8_000, 0.2)
+
+
+def test_eight_images_are_learned_by_heart(tmp_path):
+    pairs = Discs(n_steps=1)
+    config = TrainConfig(steps=100, decay_at=60, lr=3e-3, **QUICK)
+    segmenter = train(pairs, out=tmp_path, config=config, quiet=True)
+    batch = pairs.batch(0, 8)
+    assert foreground_iou(segmenter.logits(batch.images), batch.masks) >= 0.98
+    lines = metrics_of(tmp_path)
+    assert [line["step"] for line in lines] == list(range(5, 101, 5))
+    assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
+    assert [line["lr"] for line in lines if line["step"] in (60, 65)] == pytest.approx([3e-3, 6e-4])
+
+
+def test_shuffled_labels_teach_no_more_than_chance(tmp_path):
+    config = TrainConfig(steps=40, decay_at=30, lr=3e-3, **QUICK)
+    images, masks = Discs(size=(16, 16)).photos(64)
+    learned = {
+        shuffled: iou_of(
+            train(
+                Discs((16, 16), shuffled=shuffled),
+                out=tmp_path / str(shuffled),
+                config=config,
+                quiet=True,
+            ),
+            images,
+            masks,
+        )
+        for shuffled in (False, True)
+    }
+    likely = masks.mean(0)
+    chance = max(
+        float(((masks & fixed).sum((1, 2)) / (masks | fixed).sum((1, 2))).mean())
+        for fixed in (likely > level for level in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5))
+    )
+    assert learned[True] <= chance + 0.05
+    assert learned[False] > chance + 0.3
+
+
+def test_learning_rate_0_changes_no_weight(tmp_path):
+    config = replace(TINY, lr=0.0)
+    segmenter = train(SMALL, out=tmp_path / "a", config=config, quiet=True)
+    longer = train(SMALL, out=tmp_path / "b", config=replace(config, steps=3), quiet=True)
+    for mine, its in zip(segmenter.members.parameters(), longer.members.parameters(), strict=True):
+        assert torch.equal(mine, its)
+
+
+def test_finished_training_is_complete_and_read_again_at_once(tmp_path):
+    first = train(SMALL, out=tmp_path, config=TINY, card={"licence": "CC0"}, quiet=True)
+    verify_manifest(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert first.card["licence"] == "CC0"
+    assert first.card["training"]["steps"] == 12
+    again = train(
+        Discs((16, 16), stop_at=0), out=tmp_path, config=TINY, card={"licence": "CC0"}, quiet=True
+    )
+    assert again.digest == first.digest
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stops", [(4,), (7, 11)])
+def test_killed_training_continues_bit_for_bit(tmp_path, precision, stops):
+    config = replace(TINY, precision=precision)
+    train(SMALL, out=tmp_path / "whole", config=config, quiet=True)
+    for stop in stops:
+        with pytest.raises(RuntimeError, match="killed"):
+            train(Discs((16, 16), stop_at=stop), out=tmp_path / "cut", config=config, quiet=True)
+    train(SMALL, out=tmp_path / "cut", config=config, quiet=True)
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    assert [line["step"] for line in metrics_of(tmp_path / "cut")] == [5, 10, 12]
+
+
+def test_damaged_newest_checkpoint_costs_only_time(tmp_path, capsys):
+    train(SMALL, out=tmp_path / "whole", config=TINY, quiet=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(Discs((16, 16), stop_at=11), out=tmp_path / "cut", config=TINY, quiet=True)
+    state = tmp_path / "cut" / "checkpoints" / "step-0000010" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    train(SMALL, out=tmp_path / "cut", config=TINY, quiet=True)
+    assert "step-0000010 is not used" in capsys.readouterr().err
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+
+
+def test_interrupt_saves_the_step_that_was_finished(tmp_path):
+    class Interrupting(Discs):
+        def batch(self, step, size):
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().batch(step, size)
+
+    train(SMALL, out=tmp_path / "whole", config=TINY, quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting((16, 16)), out=tmp_path / "cut", config=TINY, quiet=True)
+    assert (tmp_path / "cut" / "checkpoints" / "step-0000008" / "MANIFEST.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(SMALL, out=tmp_path / "cut", config=TINY, quiet=True)
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+
+
+def test_sigkill_at_any_time_leaves_work_that_continues(tmp_path):
+    program = (
+        "import sys; from dataclasses import replace; from latentseg.students.training import train; "
+        "from tests.students.test_training import TINY, SMALL; "
+        "train(SMALL, out=sys.argv[1], config=replace(TINY, checkpoint_every=1, steps=400), quiet=True)"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cut")], cwd=root)
+    while not (tmp_path / "cut/checkpoints/step-0000005").exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    config = replace(TINY, steps=400)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(Discs((16, 16), stop_at=20), out=tmp_path / "cut", config=config, quiet=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(Discs((16, 16), stop_at=20), out=tmp_path / "whole", config=config, quiet=True)
+    # Both saved step 15 or 20; the states agree wherever both have one.
+    for state in (tmp_path / "whole" / "checkpoints").glob("*/state.safetensors"):
+        other = tmp_path / "cut" / state.relative_to(tmp_path / "whole")
+        assert other.read_bytes() == state.read_bytes()
+
+
+def test_other_work_in_the_folder_is_refused_with_the_fields(tmp_path):
+    train(SMALL, out=tmp_path, config=replace(TINY, steps=2), quiet=True)
+    with pytest.raises(InputError, match=r"lr: 0\.001 there, 0\.1 now; steps: 2 there, 3 now"):
+        train(SMALL, out=tmp_path, config=replace(TINY, steps=3, lr=0.1), quiet=True)
+    with pytest.raises(InputError, match="size"):
+        train(Discs((16, 24)), out=tmp_path, config=replace(TINY, steps=2), quiet=True)
+
+
+class Poisoned(Discs):
+    """From step 6 on, one pixel is NaN."""
+
+    def batch(self, step, size):
+        batch = super().batch(step, size)
+        if step == 6:
+            batch.images[0, 0, 3, 3] = torch.nan
+        return batch
+
+
+def test_nan_in_an_image_stops_with_place_step_and_checkpoint(tmp_path):
+    config = replace(TINY, augment="none")
+    with pytest.raises(DivergedError, match=r"step 6: .*images.*step-0000005"):
+        train(Poisoned((16, 16)), out=tmp_path, config=config, quiet=True)
+    state = read_safetensors(tmp_path / "checkpoints" / "step-0000005" / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_exploding_weights_stop_and_are_never_saved(tmp_path):
+    config = replace(TINY, lr=1e30)
+    with pytest.raises(DivergedError, match="the beginning"):
+        train(SMALL, out=tmp_path, config=config, quiet=True)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_class_ids_out_of_range_are_named(tmp_path):
+    class Wrong(Discs):
+        def batch(self, step, size):
+            batch = super().batch(step, size)
+            return Batch(batch.images, batch.masks * 7)
+
+    with pytest.raises(InputError, match="class id 7, but the ids are 0 to 1"):
+        train(Wrong((16, 16)), out=tmp_path, config=TINY, quiet=True)
+
+
+def test_masks_may_ignore_pixels(tmp_path):
+    class Bordered(Discs):
+        def batch(self, step, size):
+            batch = super().batch(step, size)
+            batch.masks[:, :4] = 255
+            return batch
+
+    train(Bordered((16, 16)), out=tmp_path, config=TINY, quiet=True)
+    assert metrics_of(tmp_path)[-1]["loss"] < 1
+
+
+def test_loss_is_cross_entropy_over_the_pixels_that_count():
+    logits = torch.randn(2, 3, 4, 4)
+    masks = torch.randint(0, 3, (2, 4, 4), dtype=torch.uint8)
+    loss = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(segmentation_loss(logits, masks), loss(logits, masks.long()))
+    masks[:, :2] = 255
+    expected = loss(logits[:, :, 2:], masks[:, 2:].long())
+    torch.testing.assert_close(segmentation_loss(logits, masks), expected)
+    soft = torch.nn.functional.one_hot(masks[:, 2:].long(), 3).movedim(-1, 1).float()
+    torch.testing.assert_close(segmentation_loss(logits[:, :, 2:], soft), expected)
+    weights = torch.zeros(2, 4, 4)
+    assert segmentation_loss(logits, masks, weights) == 0
+    weights[1, 3] = 0.5
+    expected = loss(logits[1:, :, 3], masks[1:, 3].long())
+    torch.testing.assert_close(segmentation_loss(logits, masks, weights), expected)
+
+
+def test_iou_of_a_batch_leaves_ignored_pixels_out():
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 1, 0, :2] = 5  # predicted: foreground in the first two pixels
+    masks = torch.tensor([[[1, 0, 1, 255]]], dtype=torch.uint8)
+    assert foreground_iou(logits, masks) == pytest.approx(1 / 3)
+    assert foreground_iou(logits[..., 2:], masks[..., 3:].expand(1, 1, 2)) == 1
+
+
+def test_training_may_start_from_another_student(tmp_path):
+    first = train(SMALL, out=tmp_path / "a", config=TINY, quiet=True)
+    config = replace(TINY, lr=0.0, steps=1)
+    second = train(SMALL, out=tmp_path / "b", config=config, start=first, quiet=True)
+    for mine, its in zip(first.members.parameters(), second.members.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    with pytest.raises(InputError, match="start"):
+        train(SMALL, out=tmp_path / "b", config=config, quiet=True)
+    with pytest.raises(InputError, match="to start from"):
+        train(
+            SMALL, out=tmp_path / "c", config=replace(config, width=0.25), start=first, quiet=True
+        )
+
+
+def test_seed_decides_the_weights(tmp_path):
+    digests = {
+        train(
+            SMALL, out=tmp_path / str(seed), config=replace(TINY, steps=1, seed=seed), quiet=True
+        ).digest
+        for seed in (0, 1)
+    }
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("augment", "wild"),
+        ("precision", "fp16"),
+        ("steps", 0),
+        ("batch", 1),
+        ("checkpoint_every", 0),
+    ],
+)
+def test_wrong_options_are_refused(field, value):
+    with pytest.raises(InputError, match=f"--{field.replace('_', '-')}"):
+        replace(TINY, **{field: value})
+
+
+def test_unknown_network_is_refused_before_any_work(tmp_path):
+    with pytest.raises(InputError, match="--network vnet"):
+        train(SMALL, out=tmp_path / "a", config=replace(TINY, network="vnet"), quiet=True)
+
+
+def test_progress_says_plan_loss_and_rate(tmp_path, capsys):
+    train(SMALL, out=tmp_path, config=TINY)
+    printed = capsys.readouterr().err
+    assert "0.21 M parameters, steps 0 to 12 of 8 x 16 x 16 px" in printed
+    assert "train 12/12" in printed
+    assert "loss" in printed
+
+
+def test_dropout_is_reproducible(tmp_path, monkeypatch):
+    from latentseg.students import training
+
+    def with_dropout(*arguments, **options):
+        return torch.nn.Sequential(build_network("unet", 2, width=0.125), torch.nn.Dropout(0.5))
+
+    monkeypatch.setattr(training, "build_network", with_dropout)
+    for name in "ab":
+        torch.manual_seed(ord(name))
+        record = training._Training(
+            SMALL, TINY, tmp_path / name, start=None, device=torch.device("cpu")
+        )
+        record.run(quiet=True)
+    states = [(tmp_path / name / "checkpoints/step-0000012/state.safetensors") for name in "ab"]
+    assert states[0].read_bytes() == states[1].read_bytes()
