@@ -65,7 +65,7 @@ def fitted(generator: "Generator", labeler: str | None) -> "Labeler":
 
     if labeler is not None:
         return load_labeler(labeler, generator)
-    short = replace(VARIANTS["ours"], restarts=1, steps=100, tolerance=0.0)
+    short = replace(VARIANTS["ours"], restarts=1, steps=40, tolerance=0.0)
     return fit_directions(generator, config=short, quiet=True)
 
 

@@ -1,4 +1,4 @@
-"""The command line: one function per command, each one call of the library and the reading of its flags.
+"""The command line: one function per command, which reads flags and makes one call of the library.
 
 Nothing that takes long to import is imported before a command runs.
 """
@@ -12,13 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from latentseg import __version__
 from latentseg.errors import InputError, LatentsegError
+from latentseg.interrupts import Terminated
+
+if TYPE_CHECKING:
+    from latentseg.students.segmenter import Segmenter
 
 GeneratorName = Annotated[
     Positional[str],
@@ -110,7 +114,9 @@ def run(
     )
     student = _changed(base.student, network=network, width=width, steps=steps)
     if steps is not None:
-        student = replace(student, decay_at=round(steps * base.student.decay_at / base.student.steps))
+        student = replace(
+            student, decay_at=round(steps * base.student.decay_at / base.student.steps)
+        )
     config = replace(
         base,
         directions=directions,
@@ -148,7 +154,16 @@ def generators(*, common: CommonFlags = COMMON) -> None:
     from latentseg.labelers import METHODS, labelers_for
 
     table = Table(title="Bundled generators")
-    for column in ("name", "size", "latent", "classes", "variants", "features", *METHODS, "licence"):
+    for column in (
+        "name",
+        "size",
+        "latent",
+        "classes",
+        "variants",
+        "features",
+        *METHODS,
+        "licence",
+    ):
         table.add_column(column, overflow="fold")
     rows = []
     for bundled in list_generators():
@@ -194,7 +209,7 @@ def train_generator(
     seed: int = 0,
     common: CommonFlags = COMMON,
 ) -> None:
-    """A generator of your own domain (StyleGAN2). The same command continues; raise --images to go on.
+    """A generator of your own domain. The same command continues; raise --images to go on.
 
     Args:
         photos: Folder of photos; with --classes, one subfolder of photos per class.
@@ -430,11 +445,10 @@ def evaluate(
     from latentseg.evaluation.baselines import floors
     from latentseg.evaluation.datasets import open_dataset
     from latentseg.evaluation.protocols import evaluate as measure
-    from latentseg.students.segmenter import Mirrored
 
     opened = open_dataset(dataset, classes=classes, foreground=foreground)
     segmenter = _segmenter(model, common)
-    scorer = Mirrored(segmenter) if flip else segmenter
+    scorer = segmenter.mirrored() if flip else segmenter
     result = measure(scorer, opened, protocol=protocol, limit=limit, quiet=common.quiet)
     beside = floors(opened, protocol=protocol, limit=limit)
     values = {**result.to_json(), "setting": model}
@@ -461,7 +475,9 @@ def predict(
         flip: Average the answer with that for the mirrored photo.
     """
     if len(paths) < 2:
-        raise InputError("predict needs at least one photo (or folder) and, last, an output folder.")
+        raise InputError(
+            "predict needs at least one photo (or folder) and, last, an output folder."
+        )
     from latentseg.students.prediction import predict_files
 
     *photos, out = paths
@@ -525,8 +541,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Entry point of `latentseg`: exit 0 done, 1 our error, 2 usage, 130 interrupted, 143 terminated."""
-    # Waiting threads that spin slow everything down where cores are shared; torch reads it on import.
+    """Entry point: exit 0 done, 1 our error, 2 usage, 130 interrupted, 143 terminated."""
+    # Threads that spin while they wait are slow where cores are shared; torch reads it on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
@@ -543,7 +559,7 @@ def main() -> None:
         )
     except KeyboardInterrupt as interrupt:
         print("\ninterrupted; the same command again continues.", file=sys.stderr)
-        sys.exit(143 if interrupt.args == ("SIGTERM",) else 130)
+        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
     except (LatentsegError, OSError) as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -552,7 +568,7 @@ def main() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("SIGTERM")
+    raise Terminated
 
 
 def _changed(config: Any, **options: Any) -> Any:
@@ -560,12 +576,10 @@ def _changed(config: Any, **options: Any) -> Any:
     return replace(config, **{name: value for name, value in options.items() if value is not None})
 
 
-def _segmenter(model: str, common: Common) -> Any:
+def _segmenter(model: str, common: Common) -> "Segmenter":
     from latentseg.students.segmenter import Segmenter
 
-    folder = Path(model)
-    is_run = (folder / "model" / "config.json").is_file()
-    return Segmenter.from_pretrained(folder / "model" if is_run else model, device=common.device)
+    return Segmenter.from_pretrained(model, device=common.device)
 
 
 def _licence(dataset: Path) -> str:
@@ -579,24 +593,21 @@ def _print_results(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for column in ("dataset", "protocol", "setting", "photos", "acc", "IoU", "pooled IoU", "max F"):
-        table.add_column(column, justify="left" if column in ("dataset", "setting") else "right")
-
-    def add(setting: str, result: dict[str, Any]) -> None:
-        numbers = [result["acc"], result["iou"], result["iou_pooled"], result["max_f"]]
-        shown = ["-" if number is None else f"{number:.3f}" for number in numbers]
-        table.add_row(
-            result["dataset"], result["protocol"], setting, str(result["n_images"]), *shown
-        )
-
-    for result in results:
-        add(result["setting"], result)
-    for name, floor in (results[-1].get("floors") or {}).items() if results else ():
-        add(f"floor: {name}", floor)
-    if results and results[-1].get("ceiling"):
-        add("ceiling: the same student, true masks", results[-1]["ceiling"])
-    if results:
+    for dataset in dict.fromkeys(result["dataset"] for result in results):
+        same = [result for result in results if result["dataset"] == dataset]
+        last = same[-1]
+        floors = {f"floor: {name}": row for name, row in (last.get("floors") or {}).items()}
+        ceiling = last.get("ceiling")
+        rows = {row["setting"]: row for row in same} | floors
+        if ceiling:
+            rows["ceiling: the same student, true masks"] = ceiling
+        table = Table(title=f"{dataset}, {last['protocol']}, {last['n_images']} photos")
+        table.add_column("", overflow="fold")
+        for column in ("acc", "IoU", "pooled IoU", "max F"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for setting, row in rows.items():
+            numbers = (row[name] for name in ("acc", "iou", "iou_pooled", "max_f"))
+            table.add_row(setting, *("-" if n is None else f"{n:.3f}" for n in numbers))
         Console().print(table)
 
 

@@ -50,8 +50,8 @@ def _torchvision() -> str:
         importlib.import_module("torchvision")
     except (ImportError, OSError, RuntimeError) as error:
         return (
-            f"{version} does not work with torch {torch.__version__} ({error}). Install builds that "
-            "match: pip install --force-reinstall torch torchvision"
+            f"{version} does not work with torch {torch.__version__} ({error}). Install builds "
+            "that match: pip install --force-reinstall torch torchvision"
         )
     return f"{version}, works"
 

@@ -1,4 +1,4 @@
-"""The errors that latentseg raises: each message says what is wrong, what was expected, what to do."""
+"""The errors that latentseg raises: each says what is wrong, what was expected, what to do."""
 
 
 class LatentsegError(Exception):

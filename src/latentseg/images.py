@@ -188,6 +188,15 @@ def write_image(path: Path | str, image: Pixels) -> None:
     write_bytes(path, encode(image, Path(path).suffix))
 
 
+def write_mask(path: Path | str, mask: Pixels) -> None:
+    """Writes a mask (H, W) as a PNG with a palette: values are class ids, people see colours."""
+    picture = Image.fromarray(mask).convert("P")
+    picture.putpalette(class_colours().tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
 def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resizes a photo (H, W, 3) to `size` = (height, width), bilinear with antialiasing."""
     picture = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -238,7 +247,7 @@ def cut_out(image: Pixels, mask: Pixels) -> Pixels:
 
 def class_colours() -> NDArray[np.uint8]:
     """(256, 3) uint8: a colour for each class id; neighbouring ids differ strongly in hue."""
-    hues = (0.52 + 0.61803398875 * np.arange(256)) % 1  # the golden ratio spreads hues evenly
+    hues = (0.52 + 0.61803398875 * (np.arange(256) - 1)) % 1  # the golden ratio spreads hues evenly
     hsv = np.stack([hues, np.full(256, 0.75), np.full(256, 0.95)], axis=-1)
     picture = Image.frombytes("HSV", (256, 1), (hsv * 255).astype(np.uint8).tobytes())
     colours = np.array(picture.convert("RGB"))[0]

@@ -6,6 +6,10 @@ from types import FrameType
 from typing import Any, Self
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what a scheduler sends before it kills."""
+
+
 class HeldInterrupt:
     """Holds back SIGINT and SIGTERM until `release`; a second signal stops at once.
 
@@ -37,11 +41,9 @@ class HeldInterrupt:
         return self.number is not None
 
     def release(self) -> None:
-        """Raises KeyboardInterrupt, or SystemExit for SIGTERM, if a signal came."""
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
+        """Raises KeyboardInterrupt, or Terminated for SIGTERM, if a signal came."""
         if self.number is not None:
-            raise SystemExit(128 + self.number)
+            raise Terminated if self.number == signal.SIGTERM else KeyboardInterrupt
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
         if self.is_held:

@@ -153,10 +153,10 @@ def run(
         labelers = job.fit()
         synthetic = {name: job.pairs(name, labeler) for name, labeler in labelers.items()}
         student = job.student(synthetic)
-        settings = {"without photos": student}
+        settings = {"label-free": student}
         if photos is not None:
             pairs = next(iter(synthetic.values()))
-            settings["with unlabelled photos"] = job.improve(student, pairs, photos)
+            settings["label-free, with unlabelled photos"] = job.improve(student, pairs, photos)
         supervised = None if true_masks is None else job.ceiling(true_masks)
         job.measure(settings, supervised, measured)
         segmenter = job.finish(list(settings.values())[-1])
@@ -217,7 +217,9 @@ class _Job:
 
     def student(self, synthetic: dict[str, Pairs]) -> Segmenter:
         """The student of the synthetic pairs, or the mean of several."""
-        self._say("3/5 distil", f"a {self.config.student.network} in {self.config.student.steps} steps")
+        self._say(
+            "3/5 distil", f"a {self.config.student.network} in {self.config.student.steps} steps"
+        )
         members = [
             train(
                 pairs,

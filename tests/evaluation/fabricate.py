@@ -21,6 +21,11 @@ from latentseg.labelers.protocols import Labelled
 SIDE = 16
 
 
+def ids(rows: Sequence[Sequence[int]]) -> Pixels:
+    """A mask from its rows."""
+    return np.array(rows, np.uint8)
+
+
 def blob(seed: int, *, height: int = SIDE, width: int = SIDE) -> Pixels:
     """A mask with an ellipse somewhere near the centre, (height, width) of 0 and 1."""
     rng = np.random.default_rng(seed)
@@ -47,7 +52,9 @@ def write_pair(folder: Path, name: str, image: Pixels, mask: Pixels) -> None:
     write(folder / "masks" / f"{name}.png", mask)
 
 
-def make_dataset(folder: Path, masks: Sequence[Pixels], classes: Sequence[str] = ("pet",)) -> RealDataset:
+def make_dataset(
+    folder: Path, masks: Sequence[Pixels], classes: Sequence[str] = ("pet",)
+) -> RealDataset:
     """A dataset folder with these masks (255 is ignored), opened."""
     for number, mask in enumerate(masks):
         write_pair(folder, f"{number:04d}", photo(number, mask), mask)
@@ -60,7 +67,8 @@ class Lookup:
 
     def __init__(self, dataset: RealDataset, scores: Sequence[NDArray[np.float32]]) -> None:
         self.scores_of = {
-            dataset[i][1].tobytes(): answer for i, answer in zip(range(len(dataset)), scores, strict=True)
+            dataset[i][1].tobytes(): answer
+            for i, answer in zip(range(len(dataset)), scores, strict=True)
         }
 
     def scores(self, image: Pixels) -> Scores:
@@ -143,7 +151,10 @@ def write_run(folder: Path) -> Path:
     write_json(folder / "labeler" / "quality.json", _quality())
     _write_metrics(folder / "student")
     _write_metrics(folder / "photos" / "round-1")
-    rounds = [{"round": 1, "used": 12, "agreement": 0.9}, {"round": 2, "used": 13, "agreement": 0.95}]
+    rounds = [
+        {"round": 1, "used": 12, "agreement": 0.9},
+        {"round": 2, "used": 13, "agreement": 0.95},
+    ]
     write_json(folder / "photos" / "rounds.json", rounds)
     config = {
         "command": "latentseg run toy run",

@@ -7,7 +7,7 @@ from latentseg.errors import CorruptFileError, InputError
 from latentseg.evaluation.datasets import check_dataset, open_dataset
 from latentseg.files import write_json
 from latentseg.images import IGNORE
-from tests.evaluation.fabricate import blob, photo, write, write_pair
+from tests.evaluation.fabricate import blob, ids, photo, write, write_pair
 
 MASK = blob(0)
 IMAGE = photo(0, MASK)
@@ -53,7 +53,7 @@ def test_duts_prefers_the_test_part_over_the_training_part(tmp_path):
 
 def test_published_masks_are_foreground_above_half(tmp_path):
     write(tmp_path / "images" / "a.jpg", np.zeros((1, 4, 3), np.uint8))
-    grey = np.uint8([[0, 127, 128, 255]])
+    grey = ids([[0, 127, 128, 255]])
     path = tmp_path / "ground_truth_mask" / "a.png"
     path.parent.mkdir()
     for mode in ("L", "RGB", "LA", "P"):
@@ -97,7 +97,7 @@ def test_cub_when_a_listed_file_is_missing_names_it(tmp_path):
 def write_flowers(folder):
     for number in (1, 2, 3):
         write(folder / "jpg" / f"image_{number:05d}.jpg", IMAGE)
-        colours = np.where(MASK[..., None] == 1, np.uint8([200, 0, 90]), np.uint8([0, 0, 254]))
+        colours = ids([[0, 0, 254], [200, 0, 90]])[MASK]
         write(folder / "segmim" / f"segmim_{number:05d}.jpg", colours)
     sets = {"trnid": [[3, 1]], "valid": [[2]], "tstid": [[2]]}
     savemat(folder / "setid.mat", sets)
@@ -141,7 +141,9 @@ def test_dataset_json_of_the_folder_above_holds_for_its_parts(tmp_path):
     mask = MASK.copy()
     mask[0] = IGNORE
     write_pair(tmp_path / "pets" / "test", "a", IMAGE, mask)
-    write_json(tmp_path / "pets" / "dataset.json", {"classes": ["pet"], "ignore": 255, "foreground": None})
+    write_json(
+        tmp_path / "pets" / "dataset.json", {"classes": ["pet"], "ignore": 255, "foreground": None}
+    )
     dataset = open_dataset(tmp_path / "pets" / "test")
     assert (dataset.name, dataset.classes) == ("pets/test", ("pet",))
     assert dataset[0][2].tolist() == mask.tolist()
@@ -156,12 +158,12 @@ def test_dataset_json_of_the_folder_above_holds_for_its_parts(tmp_path):
     ],
 )
 def test_without_dataset_json_the_masks_speak(values, expected, tmp_path):
-    write_pair(tmp_path, "a", np.zeros((1, len(values), 3), np.uint8), np.uint8([values]))
+    write_pair(tmp_path, "a", np.zeros((1, len(values), 3), np.uint8), ids([values]))
     assert open_dataset(tmp_path)[0][2].tolist() == [expected]
 
 
 def test_without_dataset_json_other_values_must_be_named(tmp_path):
-    write_pair(tmp_path, "a", np.zeros((1, 3, 3), np.uint8), np.uint8([[0, 1, 2]]))
+    write_pair(tmp_path, "a", np.zeros((1, 3, 3), np.uint8), ids([[0, 1, 2]]))
     with pytest.raises(InputError, match=r"hold the values 0, 1, 2, and nothing says.*--classes"):
         open_dataset(tmp_path)
     dataset = open_dataset(tmp_path, classes=["cat", "dog"])
@@ -178,14 +180,14 @@ def test_without_dataset_json_other_values_must_be_named(tmp_path):
     ],
 )
 def test_dataset_json_with_a_foreground_value(description, expected, tmp_path):
-    values = np.uint8([[0, 255, 255 if expected[2] == 1 and expected[1] == 1 else 128]])
+    values = ids([[0, 255, 255 if expected[2] == 1 and expected[1] == 1 else 128]])
     write_pair(tmp_path, "a", np.zeros((1, 3, 3), np.uint8), values)
     write_json(tmp_path / "dataset.json", description)
     assert open_dataset(tmp_path)[0][2].tolist() == [expected]
 
 
 def test_options_go_before_dataset_json(tmp_path):
-    write_pair(tmp_path, "a", np.zeros((1, 2, 3), np.uint8), np.uint8([[0, 255]]))
+    write_pair(tmp_path, "a", np.zeros((1, 2, 3), np.uint8), ids([[0, 255]]))
     write_json(tmp_path / "dataset.json", {"classes": ["pet"], "ignore": 255})
     dataset = open_dataset(tmp_path, foreground=255)
     assert dataset[0][2].tolist() == [[0, 1]]

@@ -1,29 +1,27 @@
 import doctest
+from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    fbeta_score,
-    jaccard_score,
-    precision_score,
-    recall_score,
-)
+import sklearn.metrics
 
 from latentseg.errors import InputError
 from latentseg.evaluation import baselines, metrics, papers, protocols
+from tests.evaluation.fabricate import ids
 
 TOLERANCE = 1e-9
+reference: Any = sklearn.metrics  # its types are wrong about None and 0
 
 
 def random_case(seed: int, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N,) float32 and truth (N,) bool: random, empty, full and one-pixel ones, 8-bit and fine scores."""
+    """Scores (N,) and truth (N,): random, empty, full and one-pixel, 8-bit and fine."""
     rng = np.random.default_rng(seed)
     size = size or int(rng.integers(1, 200))
     scores = rng.random(size, dtype=np.float32)
     if seed % 3 == 0:  # exactly on the thresholds
-        scores = (rng.integers(0, 256, size).astype(np.float32) / np.float32(255)).astype(np.float32)
+        scores = (rng.integers(0, 256, size).astype(np.float32) / np.float32(255)).astype(
+            np.float32
+        )
     truth = rng.random(size) < rng.random()
     if seed % 7 == 1:
         truth[:] = seed % 2
@@ -64,41 +62,35 @@ def test_numbers_of_500_masks_when_compared_with_sklearn():
     ]
     right, said, true = np.array([(c[1, 1], c[:, 1].sum(), c[1].sum()) for c in confusions]).T
     precision, recall = metrics.precision_recall(right, said, true)
-    is_any = (truth | predicted).any(1)
-    ours = {
-        accuracy_score: [metrics.accuracy(c) for c in confusions],
-        precision_score: precision,
-        recall_score: recall,
-        jaccard_score: np.array([metrics.iou(c)[1] for c in confusions])[is_any],
-        fbeta_score: metrics.f_beta(precision, recall)[truth.any(1) & predicted.any(1)],
-    }
+    accuracies = [metrics.accuracy(c) for c in confusions]
+    ious = np.array([metrics.iou(c)[1] for c in confusions])
+
+    def agree(ours: Any, theirs: Any) -> None:
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE)
+
     # To sklearn each mask is a label of 150 samples, so that one call answers for all of them.
-    labels = {"average": None}
-    reference = {
-        accuracy_score: [accuracy_score(t, p) for t, p in zip(truth, predicted, strict=True)],
-        precision_score: precision_score(truth.T, predicted.T, zero_division=1, **labels),
-        recall_score: recall_score(truth.T, predicted.T, zero_division=1, **labels),
-        jaccard_score: jaccard_score(truth[is_any].T, predicted[is_any].T, zero_division=0, **labels),
-        fbeta_score: fbeta_score(
-            truth[truth.any(1) & predicted.any(1)].T,
-            predicted[truth.any(1) & predicted.any(1)].T,
-            beta=0.3**0.5,
-            zero_division=0,
-            **labels,
-        ),
-    }
-    for name, expected in reference.items():
-        np.testing.assert_allclose(ours[name], expected, rtol=0, atol=TOLERANCE)
-    assert np.isnan(metrics.iou(confusions[int(np.argmin(is_any))])[1])
+    agree(
+        accuracies, [reference.accuracy_score(t, p) for t, p in zip(truth, predicted, strict=True)]
+    )
+    one = {"average": None, "zero_division": 1}
+    agree(precision, reference.precision_score(truth.T, predicted.T, **one))
+    agree(recall, reference.recall_score(truth.T, predicted.T, **one))
+    some = (truth | predicted).any(1)
+    agree(ious[some], reference.jaccard_score(truth[some].T, predicted[some].T, average=None))
+    assert np.isnan(ious[~some]).all()
+    both = truth.any(1) & predicted.any(1)
+    options = {"beta": 0.3**0.5, "average": None, "zero_division": 0}
+    f = reference.fbeta_score(truth[both].T, predicted[both].T, **options)
+    agree(metrics.f_beta(precision, recall)[both], f)
 
 
 def test_f_beta_when_both_are_zero_is_zero():
-    assert metrics.f_beta(np.float64(0), np.float64(0)) == 0
+    assert metrics.f_beta(np.zeros(1), np.zeros(1)) == 0
 
 
 def test_confusion_matrix_leaves_ignored_pixels_out():
-    truth = np.uint8([[0, 1, 255, 255]])
-    counted = metrics.confusion_matrix(np.uint8([[0, 0, 1, 0]]), truth, n_classes=2)
+    truth = ids([[0, 1, 255, 255]])
+    counted = metrics.confusion_matrix(ids([[0, 0, 1, 0]]), truth, n_classes=2)
     assert counted.tolist() == [[1, 0], [1, 0]]
 
 
@@ -106,16 +98,18 @@ def test_confusion_matrix_with_many_classes_matches_sklearn():
     rng = np.random.default_rng(0)
     truth, mask = rng.integers(0, 5, (2, 40, 30), dtype=np.uint8)
     ours = metrics.confusion_matrix(mask, truth, n_classes=5)
-    assert ours.tolist() == confusion_matrix(truth.ravel(), mask.ravel()).tolist()
-    reference = jaccard_score(truth.ravel(), mask.ravel(), average=None)
-    np.testing.assert_allclose(metrics.iou(ours), reference, atol=TOLERANCE)
+    assert ours.tolist() == reference.confusion_matrix(truth.ravel(), mask.ravel()).tolist()
+    theirs = reference.jaccard_score(truth.ravel(), mask.ravel(), average=None)
+    np.testing.assert_allclose(metrics.iou(ours), theirs, atol=TOLERANCE)
 
 
 def test_confusion_matrix_when_an_id_is_out_of_range_names_the_pixel():
     with pytest.raises(InputError, match=r"Pixel \(0, 1\) of the truth has class id 7"):
-        metrics.confusion_matrix(np.uint8([[0, 0]]), np.uint8([[0, 7]]), n_classes=2)
+        metrics.confusion_matrix(ids([[0, 0]]), ids([[0, 7]]), n_classes=2)
 
 
 def test_confusion_matrix_when_shapes_differ_is_refused():
     with pytest.raises(InputError, match="shape"):
-        metrics.confusion_matrix(np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), n_classes=2)
+        metrics.confusion_matrix(
+            np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), n_classes=2
+        )

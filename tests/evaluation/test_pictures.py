@@ -58,7 +58,9 @@ def test_story_without_photos_ends_with_the_pair(tmp_path):
     assert "photo" not in story
 
 
-@pytest.mark.parametrize(("n", "rows", "columns"), [(3, 1, 3), (10, 1, 10), (15, 2, 10), (40, 2, 10)])
+@pytest.mark.parametrize(
+    ("n", "rows", "columns"), [(3, 1, 3), (10, 1, 10), (15, 2, 10), (40, 2, 10)]
+)
 def test_pairs_fill_at_most_two_rows(n, rows, columns, tmp_path):
     masks = np.stack([blob(i) for i in range(n)])
     images = np.stack([photo(i, mask) for i, mask in enumerate(masks)])

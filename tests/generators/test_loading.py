@@ -18,18 +18,30 @@ from tests.generators.test_stylegan2 import random_generator
 def folder(tmp_path: Path) -> Path:
     network = StyleGAN2(StyleGAN2Config(size=(16, 16), channels=(8, 8, 8), z_dim=8, w_dim=8))
     save_generator(
-        network, tmp_path / "tiny", name="tiny", licence="CC0", source="test", trained={}, card="# tiny\n",
+        network,
+        tmp_path / "tiny",
+        name="tiny",
+        licence="CC0",
+        source="test",
+        trained={},
+        card="# tiny\n",
         half=False,
-    )  # fmt: skip
+    )
     return tmp_path / "tiny"
 
 
 def test_folder_draws_what_was_saved(tmp_path: Path) -> None:
     original = random_generator()
     save_generator(
-        original.network, tmp_path / "g", name="tiny", licence="CC0", source="test", trained={}, card="",
+        original.network,
+        tmp_path / "g",
+        name="tiny",
+        licence="CC0",
+        source="test",
+        trained={},
+        card="",
         half=False,
-    )  # fmt: skip
+    )
     opened = load_generator(tmp_path / "g", device="cpu")
     seeds = torch.arange(3)
     expected, actual = original(original.sample(seeds)), opened(opened.sample(seeds))
@@ -43,7 +55,14 @@ def test_half_precision_halves_the_file_and_barely_changes_the_image(tmp_path: P
     for half in (False, True):
         out = tmp_path / str(half)
         save_generator(
-            original.network, out, name="tiny", licence="", source="", trained={}, card="", half=half
+            original.network,
+            out,
+            name="tiny",
+            licence="",
+            source="",
+            trained={},
+            card="",
+            half=half,
         )
         sizes[half] = (out / "generator.safetensors").stat().st_size
     opened = load_generator(tmp_path / "True", device="cpu")
@@ -67,7 +86,7 @@ def test_flipped_bit_is_refused(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 4
     path.write_bytes(bytes(content))
-    with pytest.raises(CorruptFileError, match="generator.safetensors"):
+    with pytest.raises(CorruptFileError, match=r"generator\.safetensors"):
         load_generator(folder)
 
 
@@ -115,7 +134,7 @@ def test_callable_of_ones_own_is_opened(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("bundled", list_generators(), ids=lambda bundled: bundled.name)
-def test_bundled_generators_open_and_stay_small(bundled) -> None:  # noqa: ANN001
+def test_bundled_generators_open_and_stay_small(bundled) -> None:
     generator = load_generator(bundled.name, device="cpu")
     images = generator(generator.sample(torch.arange(4)))
     assert images.shape == (4, 3, *bundled.size)

@@ -62,7 +62,8 @@ def test_interrupted_training_ends_as_an_uninterrupted_one(
     for name in whole.keys() - {"seconds"}:
         assert torch.equal(whole[name], parts[name]), name
     steps = [
-        json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()
+        json.loads(line)["step"]
+        for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [8, 16, 24]
 
@@ -195,7 +196,8 @@ def test_sliced_wasserstein_in_one_dimension_is_the_sorted_difference() -> None:
     projection = torch.randn(147, 1, generator=drawn)
     projection /= projection.norm()
     lines = [
-        distance._descriptors(images.float() / 127.5 - 1, 8, drawn) @ projection for images in (a, b)
+        distance._descriptors(images.float() / 127.5 - 1, 8, drawn) @ projection
+        for images in (a, b)
     ]
     expected = wasserstein_distance(lines[0][:, 0].numpy(), lines[1][:, 0].numpy())
     assert measured == pytest.approx(1000 * expected, rel=1e-4)

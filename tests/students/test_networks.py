@@ -22,10 +22,11 @@ def test_unet_follows_the_definition_of_the_official_code():
     network = build_network("unet", 2)
     assert isinstance(network, networks.UNet)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    assert [(c.in_channels, c.out_channels) for c in convolutions] == [
+    channels = [(c.in_channels, c.out_channels) for c in convolutions]
+    assert channels == [
         (3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512),
-        (512, 512), (512, 512), (1024, 256), (256, 256), (512, 128), (128, 128), (256, 64), (64, 64),
-        (128, 64), (64, 64), (64, 2),
+        (512, 512), (512, 512), (1024, 256), (256, 256), (512, 128), (128, 128),
+        (256, 64), (64, 64), (128, 64), (64, 64), (64, 2),
     ]  # fmt: skip
     assert all(c.bias is not None for c in convolutions)
 

@@ -141,9 +141,11 @@ def test_interrupt_saves_the_step_that_was_finished(tmp_path):
 
 def test_sigkill_at_any_time_leaves_work_that_continues(tmp_path):
     program = (
-        "import sys; from dataclasses import replace; from latentseg.students.training import train; "
+        "import sys; from dataclasses import replace; "
+        "from latentseg.students.training import train; "
         "from tests.students.test_training import TINY, SMALL; "
-        "train(SMALL, out=sys.argv[1], config=replace(TINY, checkpoint_every=1, steps=400), quiet=True)"
+        "config = replace(TINY, checkpoint_every=1, steps=400); "
+        "train(SMALL, out=sys.argv[1], config=config, quiet=True)"
     )
     root = Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cut")], cwd=root)

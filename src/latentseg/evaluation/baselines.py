@@ -1,4 +1,4 @@
-"""Floors: what can be had without looking at the photo. A segmenter must be above them to have learnt anything."""
+"""Floors: what can be had without looking at the photo, and a segmenter must surpass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -100,9 +100,10 @@ def floors(
 
 
 def find_ellipse(dataset: RealDataset, *, protocol: str = "melas2021") -> Ellipse:
-    """The upright ellipse that, drawn into every photo, has the largest IoU; it is searched with the truth.
+    """The upright ellipse that has the largest IoU when drawn into every photo.
 
-    A grid first, then steps to the best neighbour, halved until nothing is gained. IoU is per image, or pooled if the protocol pools.
+    It is searched with the truth: a grid first, then steps to the best neighbour, halved until
+    nothing is gained. IoU is per image, or pooled if the protocol pools.
     """
     truths = _Truths(dataset, find_rules(protocol))
     centres, radii = np.arange(0.34, 0.67, COARSE_STEP), np.arange(0.1, 0.75, COARSE_STEP)

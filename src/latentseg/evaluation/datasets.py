@@ -1,4 +1,4 @@
-"""Real photos with true masks: opened only when every file is sound, refused with all problems at once."""
+"""Real photos with true masks: opened when every file is sound, else refused with all problems."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -6,40 +6,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentseg.errors import InputError, LatentsegError
-from latentseg.evaluation.layouts import Listing, Pair, find_layout
-from latentseg.files import read_json
+from latentseg.evaluation.layouts import Listing, Pair, below, find_layout
+from latentseg.evaluation.mask_values import Meaning, class_ids, guess_meaning, stated_meaning
 from latentseg.images import IGNORE, Pixels, read_image
 
-MAX_CLASSES = 254  # ids are one byte: 0 is the background, 255 is ignored
 READING_THREADS = min(8, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """What the values in mask files mean.
-
-    Attributes:
-        classes: Names of the classes, without the background.
-        ids: (256,) int16: the class id of each value; 255 where it is ignored, -1 where it is wrong.
-        allowed: The right values in words, for messages.
-    """
-
-    classes: tuple[str, ...]
-    ids: NDArray[np.int16]
-    allowed: str
 
 
 @dataclass(frozen=True)
 class RealDataset:
     """Photos with true masks.
 
-    `dataset[i]` is (name, image (H, W, 3) uint8, mask (H, W) uint8: 0 background, 1..K classes, 255 ignored).
+    `dataset[i]` is (name, image (H, W, 3) uint8, mask (H, W) uint8: 0 background, 1..K classes,
+    255 ignored).
 
     Attributes:
         name: Shown beside results.
@@ -87,9 +71,10 @@ def open_dataset(
 ) -> RealDataset:
     """Opens a folder of photos with masks, after reading every file of it once.
 
-    Dataset folders (images/, masks/, and dataset.json in the folder or the one above) and the published layouts of
-    ECSSD, DUTS, DUT-OMRON, CUB-200-2011 and Oxford Flowers are recognised. Without dataset.json the masks speak for themselves:
-    only {0, 255} means that 255 is the foreground; {0, 1, 255} that 255 is ignored.
+    Dataset folders (images/, masks/, and dataset.json in the folder or the one above) and the
+    published layouts of ECSSD, DUTS, DUT-OMRON, CUB-200-2011 and Oxford Flowers are recognised.
+    Without dataset.json the masks speak for themselves: only {0, 255} means that 255 is the
+    foreground; {0, 1, 255} that 255 is ignored.
 
     Args:
         path: The folder.
@@ -115,8 +100,9 @@ def check_dataset(
 ) -> list[str]:
     """Every problem of a data set at once, each with its file name; empty if there is none.
 
-    Found are: missing and unreadable files, images without mask and the reverse, two files of one name, names that differ only in case,
-    differing sizes, masks with colours, values that are no class (the first such pixel is named), and masks without any foreground.
+    Found are: missing and unreadable files, images without mask and the reverse, two files of one
+    name, names that differ only in case, differing sizes, masks with colours, values that are no
+    class (the first such pixel is named), and masks without any foreground.
 
     Raises:
         InputError: `path` is not a data set at all, or the options contradict each other.
@@ -128,20 +114,24 @@ def _inspect(
     folder: Path, classes: Sequence[str] | None, foreground: int | None
 ) -> tuple[RealDataset | None, list[str]]:
     listing = find_layout(folder)
-    meaning = _stated_meaning(folder, listing, classes, foreground)
+    if listing.is_binary:
+        meaning = class_ids(classes or ("foreground",))
+    else:
+        meaning = stated_meaning(folder, classes, foreground)
     with ThreadPoolExecutor(READING_THREADS) as pool:
         files = list(pool.map(lambda pair: _examine(folder, listing, pair), listing.pairs))
     problems = [*listing.problems, *(problem for file in files for problem in file.problems)]
     values = [file.values for file in files if file.values is not None]
     if not values:
         return None, problems or [f"{folder}: no photo with a mask."]
-    meaning = meaning or _guess_meaning(values)
+    meaning = meaning or guess_meaning(values)
     if meaning is None:
         every = np.flatnonzero(np.any(values, axis=0))
         shown = ", ".join(map(str, every[:12])) + (", ..." if len(every) > 12 else "")
         problems.append(
-            f"masks: hold the values {shown}, and nothing says what they mean. Name the classes 1, 2, ... "
-            'with --classes A,B,... or in dataset.json: {"classes": ["A", "B"], "ignore": 255}.'
+            f"masks: hold the values {shown}, and nothing says what they mean. Name the classes "
+            "1, 2, ... with --classes A,B,... or in dataset.json: "
+            '{"classes": ["A", "B"], "ignore": 255}.'
         )
         return None, problems
     for pair, file in zip(listing.pairs, files, strict=True):
@@ -176,114 +166,11 @@ def _examine(folder: Path, listing: Listing, pair: Pair) -> _Examined:
         problems.append(_relative(folder, error))
     if image is not None and mask is not None and image.shape[:2] != mask.shape:
         problems.append(
-            f"{_below(folder, pair.mask)}: {mask.shape[0]} x {mask.shape[1]} pixels, but its image has "
-            f"{image.shape[0]} x {image.shape[1]} (height x width). They must agree."
+            f"{below(folder, pair.mask)}: {mask.shape[0]} x {mask.shape[1]} pixels, but its image "
+            f"has {image.shape[0]} x {image.shape[1]} (height x width). They must agree."
         )
     values = None if mask is None else np.bincount(mask.ravel(), minlength=256) > 0
     return _Examined(tuple(problems), values)
-
-
-def _stated_meaning(
-    folder: Path, listing: Listing, classes: Sequence[str] | None, foreground: int | None
-) -> Meaning | None:
-    """What options, layout or dataset.json say; None if nothing says anything."""
-    if listing.is_binary:
-        return class_ids(classes or ("foreground",))
-    description, where = _read_description(folder)
-    if classes is None:
-        classes = _class_names(description.get("classes"), where)
-    if foreground is None:
-        foreground = _value(description, "foreground", where)
-    ignore = _value({"ignore": IGNORE, **description}, "ignore", where)
-    if foreground is not None:
-        if classes is not None and len(classes) != 1:
-            raise InputError(
-                f"{folder}: foreground {foreground} means one class, but there are {len(classes)}: "
-                f"{', '.join(classes)}. Give either the classes or the foreground."
-            )
-        return single_class(foreground, ignore, *(classes or ()))
-    return None if classes is None else class_ids(classes, ignore)
-
-
-def _read_description(folder: Path) -> tuple[dict[str, Any], Path]:
-    # A data set in parts (train/, test/) has one dataset.json above them.
-    for path in (folder / "dataset.json", folder.absolute().parent / "dataset.json"):
-        if path.is_file():
-            description = read_json(path)
-            if not isinstance(description, dict):
-                raise InputError(
-                    f'{path}: expected an object such as {{"classes": ["cat"], "ignore": 255}}.'
-                )
-            return description, path
-    return {}, folder / "dataset.json"
-
-
-def _class_names(names: Any, where: Path) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-        raise InputError(
-            f"{where}: classes is {names!r}; expected a list of names, without the background."
-        )
-    return tuple(names)
-
-
-def _value(description: dict[str, Any], key: str, where: Path) -> int | None:
-    value = description.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
-        raise InputError(f"{where}: {key} is {value!r}; expected a mask value in 0-255, or null.")
-    return value
-
-
-def class_ids(classes: Sequence[str], ignore: int | None = IGNORE) -> Meaning:
-    """Masks that hold class ids: 0 is the background, k is `classes[k - 1]`, `ignore` is ignored.
-
-    Raises:
-        InputError: there are no classes or too many, or `ignore` is one of their ids.
-    """
-    if not 1 <= len(classes) <= MAX_CLASSES:
-        raise InputError(
-            f"{len(classes)} classes; expected 1 to {MAX_CLASSES}, without the background."
-        )
-    if ignore is not None and ignore <= len(classes):
-        raise InputError(
-            f"ignore {ignore} is the id of a class; expected more than {len(classes)}."
-        )
-    ids = np.full(256, -1, dtype=np.int16)
-    ids[: len(classes) + 1] = np.arange(len(classes) + 1)
-    allowed = f"class ids 0-{len(classes)}"
-    if ignore is not None:
-        ids[ignore] = IGNORE
-        allowed += f", and {ignore} for ignored"
-    return Meaning(tuple(classes), ids, allowed)
-
-
-def single_class(foreground: int, ignore: int | None, name: str = "foreground") -> Meaning:
-    """Masks of one class: 0 is the background, `foreground` the class, `ignore` (if another) is ignored.
-
-    Raises:
-        InputError: `foreground` is 0 or no mask value.
-    """
-    if not 1 <= foreground <= 255:
-        raise InputError(f"--foreground {foreground}: expected a mask value in 1-255.")
-    ids = np.full(256, -1, dtype=np.int16)
-    if ignore is not None:
-        ids[ignore] = IGNORE
-    ids[0], ids[foreground] = 0, 1
-    return Meaning((name,), ids, f"0 for background and {foreground} for foreground")
-
-
-def _guess_meaning(values: Sequence[NDArray[np.bool_]]) -> Meaning | None:
-    """The rule for folders without dataset.json; a few masks that break it are problems, not the rule."""
-    meanings = (single_class(255, None), class_ids(("foreground",)))
-    fitting = [[bool((meaning.ids[seen] >= 0).all()) for seen in values] for meaning in meanings]
-    for required in (len(values), len(values) / 2 + 0.5):
-        for meaning, fits in zip(meanings, fitting, strict=True):
-            if sum(fits) >= required:
-                return meaning
-    return None
 
 
 def _wrong_values(folder: Path, listing: Listing, pair: Pair, meaning: Meaning) -> str:
@@ -295,7 +182,7 @@ def _wrong_values(folder: Path, listing: Listing, pair: Pair, meaning: Meaning) 
     else:
         cause = f'If {mask[y, x]} means "no label", say "ignore": {mask[y, x]} in dataset.json.'
     return (
-        f"{_below(folder, pair.mask)}: pixel ({y}, {x}) has the value {mask[y, x]} "
+        f"{below(folder, pair.mask)}: pixel ({y}, {x}) has the value {mask[y, x]} "
         f"(wrong pixels: {int(wrong.sum())}). Expected: {meaning.allowed}. {cause}"
     )
 
@@ -314,7 +201,3 @@ def _nothing_to_find(values: Sequence[NDArray[np.bool_]], meaning: Meaning) -> l
 
 def _relative(folder: Path, error: LatentsegError) -> str:
     return str(error).replace(f"{folder}{os.sep}", "")
-
-
-def _below(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()

@@ -1,25 +1,27 @@
-"""Plots as SVG that take their colours from the page around them, so that they follow its light and dark mode."""
+"""Plots as SVG that take their colours from the page, and so follow its light and dark mode."""
 
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Drawn in these colours, which occur nowhere else, and then replaced by the page's variables.
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
-_COLOURS = ("#0a0b0c", "#0d0e0f", "#101112", "#131415")
+_COLOURS = ("#0a0b0c", "#0d0e0f", "#101112", "#131415", "#161718", "#191a1b")
 _VARIABLES = {
     _INK: "--ink",
     _MUTED: "--muted",
     _GRID: "--line",
     **{colour: f"--series-{number}" for number, colour in enumerate(_COLOURS, start=1)},
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "latentseg",  # the same figure is always the same text
     "font.size": 10,
@@ -35,6 +37,7 @@ _STYLE = {
     "axes.ymargin": 0.12,
     "axes.grid": True,
     "axes.grid.axis": "y",
+    "axes.grid.which": "both",
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.7,
@@ -52,7 +55,8 @@ _STYLE = {
     "lines.linewidth": 1.8,
     "text.color": _INK,
 }
-_STYLES = ("solid", (0, (4, 1.6)), (0, (1.2, 1.4)), "dashdot")  # told apart without colour, too
+# Curves are told apart without colour, too.
+_STYLES = ("solid", (0, (4, 1.6)), (0, (1.2, 1.4)), "dashdot", (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,15 @@ def _draw(axes: Axes, panel: Panel) -> None:
             **few,
         )
     axes.set(title=panel.title, xlabel=panel.x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.is_log:
         axes.set_yscale("log", subs=[2, 5])
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
-    if len(panel.lines) > 1:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0.3)
+    if 1 < len(panel.lines) <= 3:  # few fit beside the title, where no curve is
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.3)
+    elif panel.lines[1:]:
+        axes.legend()
     _mark(axes, panel.mark)
 
 

@@ -38,7 +38,8 @@ class Listing:
         pairs: In order of names.
         problems: What keeps files from being paired, by name.
         crops: Whether the published protocols take the centre square of its photos.
-        is_binary: Whether `read_mask` gives 0 and 1; otherwise it gives the values in the file, which need a meaning.
+        is_binary: Whether `read_mask` gives 0 and 1; otherwise it gives the values in the file,
+            which need a meaning.
         read_mask: Mask file to (H, W) uint8.
     """
 
@@ -54,8 +55,9 @@ def find_layout(folder: Path | str) -> Listing:
     """Recognises the layout of `folder` by the names of the folders in it.
 
     ECSSD, DUTS (its test part), DUT-OMRON, CUB-200-2011 and Oxford Flowers are read as published.
-    CUB's test photos are those of `train_val_test_split.txt` (Chen et al. 2019, 1 000 photos, which the papers use) where that
-    file is present, else of the official `train_test_split.txt`. Flowers' are `trnid` of `setid.mat` (1 020 photos, which Chen et al. 2019 test on).
+    CUB's test photos are those of `train_val_test_split.txt` (Chen et al. 2019: the 1 000 photos
+    of the papers) where that file is present, else of the official `train_test_split.txt`.
+    Flowers' are `trnid` of `setid.mat` (1 020 photos, the test set of Chen et al. 2019).
 
     Raises:
         InputError: there is no such folder, or it has none of these layouts.
@@ -70,16 +72,17 @@ def find_layout(folder: Path | str) -> Listing:
     inner = sorted(path.name for path in folder.glob("*/") if (path / "images").is_dir())
     hint = f" Perhaps one of the folders in it: {', '.join(inner)}?" if inner else ""
     raise InputError(
-        f"{folder}: not a data set. Expected the folders images and masks, or the published layout of "
-        f"ECSSD, DUTS, DUT-OMRON, CUB-200-2011 or Oxford Flowers.{hint}"
+        f"{folder}: not a data set. Expected the folders images and masks, or the published layout "
+        f"of ECSSD, DUTS, DUT-OMRON, CUB-200-2011 or Oxford Flowers.{hint}"
     )
 
 
 def _dataset_folder(folder: Path) -> Listing | None:
     if not (folder / "images").is_dir() or not (folder / "masks").is_dir():
         return None
-    is_part = folder.name in ("train", "val", "test")
-    name = f"{folder.absolute().parent.name}/{folder.name}" if is_part else folder.absolute().name
+    place = folder.absolute()
+    is_part = place.name in ("train", "val", "test")
+    name = f"{place.parent.name}/{place.name}" if is_part else place.name
     return Listing(name, *_pair(folder, folder / "images", folder / "masks"))
 
 
@@ -113,19 +116,21 @@ def _cub(folder: Path) -> Listing | None:
         if masks and (root / "images.txt").is_file() and (root / "images").is_dir():
             split, names = _cub_test_photos(root)
             pairs = [
-                Pair(name.removesuffix(".jpg"), root / "images" / name, masks / f"{name[:-4]}.png")
-                for name in names
+                Pair(name, root / "images" / f"{name}.jpg", masks / f"{name}.png") for name in names
             ]
-            return Listing(f"CUB ({split})", *_present(folder, pairs), True, True, _above_half)
+            found = _present(folder, pairs)
+            return Listing(
+                f"CUB ({split})", *found, crops=True, is_binary=True, read_mask=_above_half
+            )
     return None
 
 
 def _cub_test_photos(root: Path) -> tuple[str, list[str]]:
     redo, official = root / "train_val_test_split.txt", root / "train_test_split.txt"
     split, test = (redo, "2") if redo.is_file() else (official, "0")
-    part = _columns(split)
-    photos = _columns(root / "images.txt")
-    return split.stem, sorted(name for number, name in photos.items() if part.get(number) == test)
+    part, files = _columns(split), _columns(root / "images.txt")
+    photos = [file for number, file in files.items() if part.get(number) == test]
+    return split.stem, sorted(file.removesuffix(".jpg") for file in photos)
 
 
 def _columns(path: Path) -> dict[str, str]:
@@ -133,7 +138,7 @@ def _columns(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: there is no such file; it is part of the published data set.")
     try:
         rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        return {number: value for number, value in rows}
+        return dict(rows)
     except ValueError as error:
         raise CorruptFileError(f"{path}: expected two columns in every line.") from error
 
@@ -152,11 +157,12 @@ def _flowers(folder: Path) -> Listing | None:
         Pair(f"image_{n:05d}", images / f"image_{n:05d}.jpg", masks / f"segmim_{n:05d}.jpg")
         for n in numbers
     ]
-    return Listing("Flowers", *_present(folder, pairs), True, True, _not_blue)
+    found = _present(folder, pairs)
+    return Listing("Flowers", *found, crops=True, is_binary=True, read_mask=_not_blue)
 
 
 def _prepared(folder: Path) -> Listing | None:
-    """CUB and Flowers as the official code of Melas-Kyriazi 2021 wants them: the test photos in folders of their own."""
+    """CUB and Flowers as the official code of Melas-Kyriazi 2021 wants them."""
     name = {"CUB_200_2011": "CUB"}.get(folder.absolute().name, folder.absolute().name)
     return _published(folder, name, "test_images", "test_segmentations", crops=True)
 
@@ -166,7 +172,8 @@ def _published(
 ) -> Listing | None:
     if not (folder / images).is_dir() or not (folder / masks).is_dir():
         return None
-    return Listing(name, *_pair(folder, folder / images, folder / masks), crops, True, _above_half)
+    found = _pair(folder, folder / images, folder / masks)
+    return Listing(name, *found, crops=crops, is_binary=True, read_mask=_above_half)
 
 
 def _above_half(path: Path) -> Pixels:
@@ -184,16 +191,16 @@ def _pair(root: Path, images: Path, masks: Path) -> tuple[tuple[Pair, ...], tupl
     truths, doubled_truths = _by_stem(root, masks)
     problems = doubled_photos + doubled_truths
     if not photos:
-        problems.append(f"{_below(root, images)}: no images ({', '.join(SUFFIXES)}) in it.")
+        problems.append(f"{below(root, images)}: no images ({', '.join(SUFFIXES)}) in it.")
     same_letters = {stem.lower(): path for stem, path in truths.items()}
     for stem in sorted(photos.keys() - truths.keys()):
         near = same_letters.get(stem.lower())
-        hint = f"; {_below(root, near)} differs in case" if near else ""
+        hint = f"; {below(root, near)} differs in case" if near else ""
         problems.append(
-            f"{_below(root, photos[stem])}: has no mask {_below(root, masks)}/{stem}.png{hint}."
+            f"{below(root, photos[stem])}: has no mask {below(root, masks)}/{stem}.png{hint}."
         )
     problems.extend(
-        f"{_below(root, truths[stem])}: has no image of that name in {_below(root, images)}."
+        f"{below(root, truths[stem])}: has no image of that name in {below(root, images)}."
         for stem in sorted(truths.keys() - photos.keys())
     )
     both = sorted(photos.keys() & truths.keys())
@@ -209,7 +216,7 @@ def _by_stem(root: Path, folder: Path) -> tuple[dict[str, Path], list[str]]:
             earlier = found.setdefault(stem, path)
             if earlier != path:
                 problems.append(
-                    f"{_below(root, path)}: has the same name as {earlier.name}. Keep one of them."
+                    f"{below(root, path)}: has the same name as {earlier.name}. Keep one of them."
                 )
     return found, problems
 
@@ -218,11 +225,12 @@ def _present(root: Path, pairs: Iterable[Pair]) -> tuple[tuple[Pair, ...], tuple
     complete, problems = [], []
     for pair in pairs:
         missing = [path for path in (pair.image, pair.mask) if not path.is_file()]
-        problems.extend(f"{_below(root, path)}: is listed, but missing." for path in missing)
+        problems.extend(f"{below(root, path)}: is listed, but missing." for path in missing)
         if not missing:
             complete.append(pair)
     return tuple(complete), tuple(problems)
 
 
-def _below(root: Path, path: Path) -> str:
+def below(root: Path, path: Path) -> str:
+    """`path` as it is called below `root`, for messages."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

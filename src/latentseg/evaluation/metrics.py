@@ -76,31 +76,34 @@ def iou(confusion: Counts) -> Floats:
 
 
 def threshold_counts(
-    scores: NDArray[np.float32], truth: NDArray[np.bool_]
+    scores: NDArray[np.float32],
+    truth: NDArray[np.bool_],
+    thresholds: NDArray[np.float32] = THRESHOLDS,
 ) -> tuple[Counts, Counts]:
-    """Counts what lies above each of the 254 thresholds, in one pass over the pixels.
+    """Counts what lies above each of many thresholds, in one pass over the pixels.
 
     Args:
         scores: Foreground probability of each pixel that counts, (N,) in [0, 1].
         truth: Whether it is foreground, (N,).
+        thresholds: Rising, (T,).
 
     Returns:
-        For each threshold t of `THRESHOLDS`, how many pixels with score > t are truly foreground,
-        and how many pixels have a score > t: two arrays (254,) int64.
+        For each threshold t, how many pixels with score > t are truly foreground, and how many
+        pixels have a score > t: two arrays (T,) int64.
 
     >>> right, predicted = threshold_counts(np.float32([0.5, 0.9]), np.array([False, True]))
     >>> right[0].item(), predicted[0].item(), predicted[200].item()
     (1, 2, 1)
     """
-    below = np.searchsorted(THRESHOLDS, scores.astype(np.float32, copy=False), side="left")
-    n_bins = len(THRESHOLDS) + 1
+    below = np.searchsorted(thresholds, scores.astype(np.float32, copy=False), side="left")
+    n_bins = len(thresholds) + 1
     histogram = np.bincount(below + n_bins * truth, minlength=2 * n_bins).reshape(2, n_bins)
     above = histogram[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     return above[1], above.sum(axis=0)
 
 
 def precision_recall(right: Counts, predicted: Counts, true: Counts) -> tuple[Floats, Floats]:
-    """Precision and recall from counts of pixels; an empty prediction has precision 1, an empty truth recall 1.
+    """Precision and recall; an empty prediction has precision 1, an empty truth recall 1.
 
     Args:
         right: Pixels that are predicted and true, any shape.

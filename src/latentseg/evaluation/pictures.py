@@ -1,4 +1,4 @@
-"""The pictures of a run's report: from a latent to a mask to a photo, synthetic pairs, best and worst photos."""
+"""The pictures of a report: from a latent to a mask to a photo, pairs, best and worst photos."""
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from latentseg.images import (
 from latentseg.labelers.protocols import Labeler
 from latentseg.seeds import derive_seeds
 
-TALLEST_PX = 256  # pictures are for a page, not for measuring
+LONGEST_PX = 256  # pictures are for a page, not for measuring
 LATENT_SHOWN = 144  # coordinates of a latent that are drawn
 CANDIDATES = 32
 STORY_KEY = 0x5709  # keeps the story's latents apart from those of data sets
@@ -47,9 +47,10 @@ def write_story(
     *,
     seed: int = 0,
 ) -> None:
-    """Writes one generated image on its way to a mask, and one real photo with the segmenter's mask.
+    """Writes a generated image on its way to a mask, and a photo with the segmenter's mask.
 
-    The image is the one of 32 whose mask the labeler is surest of; the photo the one in the middle by IoU.
+    The image is the one of 32 whose mask the labeler is surest of; the photo the one in the middle
+    by IoU.
 
     Args:
         labeler: It draws and labels; the steps that it shows depend on its kind.
@@ -88,7 +89,9 @@ def write_story(
 
 
 def write_pairs(images: Pixels, masks: Pixels, path: Path | str, *, columns: int = 10) -> None:
-    """Writes a sheet of synthetic pairs: a row of images, below it the same with their masks; twice, if there are enough.
+    """Writes a sheet of synthetic pairs: a row of images, below it the same with their masks.
+
+    There are two such double rows, if there are pairs enough.
 
     Args:
         images: (N, H, W, 3) uint8.
@@ -139,7 +142,7 @@ def _by_iou(result: Result) -> list[ImageScore]:
 def _panels(
     scorer: Scorer, dataset: RealDataset, result: Result, score: ImageScore
 ) -> tuple[Pixels, Pixels, Pixels]:
-    """Photo, truth over it, and prediction over it; pixels without a label are grey in the truth."""
+    """Photo, truth over it, prediction over it; pixels without a label are grey in the truth."""
     names = [pair.name for pair in dataset.pairs]
     _, image, truth = dataset[names.index(score.name)]
     if find_rules(result.protocol).crops and dataset.crops:
@@ -153,7 +156,7 @@ def _panels(
 
 def _reduced(picture: Pixels) -> Pixels:
     height, width = picture.shape[:2]
-    scale = TALLEST_PX / max(height, width)
+    scale = LONGEST_PX / max(height, width)
     if scale >= 1:
         return picture
     size = (max(1, round(height * scale)), max(1, round(width * scale)))

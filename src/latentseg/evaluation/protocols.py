@@ -1,4 +1,4 @@
-"""The named ways of measuring: published numbers of one name are not one quantity, so each has its rules written down."""
+"""The named ways of measuring, with their rules: in print, equal names hide different numbers."""
 
 import difflib
 import math
@@ -17,6 +17,7 @@ from latentseg.images import IGNORE, Pixels
 from latentseg.progress import Progress
 
 BATCH = 32
+HALF = 127  # place of the threshold 0.5 between 127 / 255 and 128 / 255
 Scores = NDArray[np.float32]
 
 
@@ -24,7 +25,7 @@ class Scorer(Protocol):
     """What can be measured: a segmenter, or a baseline."""
 
     def scores(self, image: Pixels) -> Scores:
-        """(K + 1, H, W) float32 class probabilities of an (H, W, 3) uint8 image; 0 is the background."""
+        """(K + 1, H, W) float32 class probabilities of an (H, W, 3) image; 0 is background."""
         ...
 
 
@@ -44,7 +45,8 @@ class Rules:
     Attributes:
         name: Printed beside every number.
         crops: Take the centre square of photos where the published protocol does (CUB, Flowers).
-        is_binary: Every class is foreground; predicted where its probability is above 0.5. Otherwise the most probable class is predicted.
+        is_binary: Every class is foreground; predicted where its probability is above 0.5.
+            Otherwise the most probable class is predicted.
         pools: Accuracy and F are of all pixels together; otherwise means over the images.
         empty_iou: IoU of an image where a class is neither true nor predicted.
         summary: The rules in a sentence.
@@ -59,28 +61,25 @@ class Rules:
 
 
 PROTOCOLS = {
-    rules.name: rules
-    for rules in (
-        # Melas-Kyriazi et al. 2021, official code (src/segmentation/metrics.py).
-        Rules(
-            name="melas2021",
-            crops=True,
-            is_binary=True,
-            pools=False,
-            empty_iou=0.0,
-            summary="Accuracy, IoU and F of the foreground (probability above 0.5) are means over the "
-            "images; the threshold of max F is one for the data set; CUB and Flowers are cropped.",
-        ),
-        Rules(
-            name="pooled",
-            crops=False,
-            is_binary=False,
-            pools=True,
-            empty_iou=1.0,
-            summary="Accuracy, pooled IoU and F are of all pixels of the data set together; every class "
-            "counts; nothing is cropped.",
-        ),
-    )
+    # Melas-Kyriazi et al. 2021, official code (src/segmentation/metrics.py).
+    "melas2021": Rules(
+        name="melas2021",
+        crops=True,
+        is_binary=True,
+        pools=False,
+        empty_iou=0.0,
+        summary="Accuracy, IoU and F of the foreground (probability above 0.5) are means over the "
+        "images. The threshold of max F is one for the data set. CUB and Flowers are cropped.",
+    ),
+    "pooled": Rules(
+        name="pooled",
+        crops=False,
+        is_binary=False,
+        pools=True,
+        empty_iou=1.0,
+        summary="Accuracy, pooled IoU and F are of all pixels of the data set together. "
+        "Every class counts. Nothing is cropped.",
+    ),
 }
 
 
@@ -105,7 +104,8 @@ class Result:
         acc: Accuracy.
         iou: IoU per image, mean over the images.
         iou_error: Standard error of `iou` over the images.
-        iou_pooled: IoU over all pixels together, mean over the classes; NaN if there is no foreground.
+        iou_pooled: IoU over all pixels together, mean over the classes; NaN if there is no
+            foreground.
         f_half: F-beta (beta^2 = 0.3) at the threshold 0.5.
         max_f: The largest F-beta that one threshold reaches on the whole data set.
         threshold: That threshold.
@@ -130,7 +130,7 @@ class Result:
     note: str = ""
 
     def to_json(self, *, per_image: bool = False) -> dict[str, Any]:
-        """The result as strict JSON values: NaN becomes null; with the numbers of each photo if `per_image`."""
+        """The result as strict JSON values, NaN as null; of each photo only if `per_image`."""
         values = asdict(self)
         values["class_iou"] = {name: _finite(value) for name, value in self.class_iou.items()}
         values["per_image"] = [asdict(score) for score in self.per_image]
@@ -222,17 +222,14 @@ class _Measured:
 
     name: str
     confusion: metrics.Counts
-    right: metrics.Counts  # above each threshold: truly foreground
-    predicted: metrics.Counts  # above each threshold: all
-    right_half: int  # the same above 0.5
-    predicted_half: int
-    true: int
+    right: metrics.Counts  # truly foreground above each of the 254 thresholds and 0.5: (255,)
+    predicted: metrics.Counts  # all above each of them
 
 
 def _answers(
     scorer: Scorer, dataset: RealDataset, rules: Rules
 ) -> Iterator[tuple[str, Scores, Pixels]]:
-    """Name, scores and truth of each photo, in order; neighbours of one size are answered together."""
+    """Name, scores and truth of each photo, in order; neighbours of one size go together."""
     waiting: list[tuple[str, Pixels, Pixels]] = []
     for photo in photos(dataset, rules):
         if waiting and (len(waiting) == BATCH or photo[1].shape != waiting[0][1].shape):
@@ -259,8 +256,8 @@ def _measure(
 ) -> _Measured:
     if scores.ndim != 3 or scores.shape[1:] != truth.shape or len(scores) < 2:
         raise InputError(
-            f"{name}: the scores have shape {scores.shape}; expected (classes + 1, {truth.shape[0]}, "
-            f"{truth.shape[1]}), as the photo."
+            f"{name}: the scores have shape {scores.shape}; expected (classes + 1, "
+            f"{truth.shape[0]}, {truth.shape[1]}), as the photo."
         )
     if not np.isfinite(scores).all():
         raise DivergedError(f"{name}: the segmenter's scores hold NaN or infinity.")
@@ -272,21 +269,15 @@ def _measure(
         mask = scores.argmax(axis=0)
     else:
         raise InputError(
-            f"{name}: the segmenter knows {len(scores) - 1} classes, but the data set has {len(classes)}: "
-            f"{', '.join(classes)}. Measure the foreground alone with --protocol melas2021."
+            f"{name}: the segmenter knows {len(scores) - 1} classes, but the data set has "
+            f"{len(classes)}: {', '.join(classes)}. "
+            "Measure the foreground alone with --protocol melas2021."
         )
     valid = truth != IGNORE
-    is_true, sure = truth[valid] > 0, foreground[valid]
-    right, predicted = metrics.threshold_counts(sure, is_true)
-    return _Measured(
-        name,
-        metrics.confusion_matrix(mask.astype(np.uint8), truth, n_classes=n_classes),
-        right,
-        predicted,
-        int((is_true & (sure > 0.5)).sum()),
-        int((sure > 0.5).sum()),
-        int(is_true.sum()),
-    )
+    thresholds = np.insert(metrics.THRESHOLDS, HALF, 0.5)
+    confusion = metrics.confusion_matrix(mask.astype(np.uint8), truth, n_classes=n_classes)
+    counts = metrics.threshold_counts(foreground[valid], truth[valid] > 0, thresholds)
+    return _Measured(name, confusion, *counts)
 
 
 def _summarise(measured: Sequence[_Measured], dataset: RealDataset, rules: Rules) -> Result:
@@ -299,7 +290,8 @@ def _summarise(measured: Sequence[_Measured], dataset: RealDataset, rules: Rules
     class_iou = metrics.iou(confusion)[1:]
     known = class_iou[~np.isnan(class_iou)]
     f_curve = _f_curve(measured, rules)
-    f_half, best = f_curve[0], 1 + int(f_curve[1:].argmax())
+    f_at_thresholds = np.delete(f_curve, HALF)
+    best = int(f_at_thresholds.argmax())
     names = dataset.classes if len(class_iou) == len(dataset.classes) else ("foreground",)
     return Result(
         dataset=dataset.name,
@@ -310,9 +302,9 @@ def _summarise(measured: Sequence[_Measured], dataset: RealDataset, rules: Rules
         iou=float(ious.mean()),
         iou_error=float(ious.std(ddof=1) / math.sqrt(len(ious))) if len(ious) > 1 else math.nan,
         iou_pooled=float(known.mean()) if len(known) else math.nan,
-        f_half=float(f_half),
-        max_f=float(f_curve[best]),
-        threshold=float(metrics.THRESHOLDS[best - 1]),
+        f_half=float(f_curve[HALF]),
+        max_f=float(f_at_thresholds[best]),
+        threshold=float(metrics.THRESHOLDS[best]),
         class_iou=dict(zip(names, class_iou.tolist(), strict=True)),
         per_image=scores,
     )
@@ -325,10 +317,10 @@ def _image_iou(image: _Measured, rules: Rules) -> float:
 
 
 def _f_curve(measured: Sequence[_Measured], rules: Rules) -> metrics.Floats:
-    """F-beta of the data set at the threshold 0.5, then at each of the 254 thresholds: (255,)."""
-    right = np.array([[image.right_half, *image.right] for image in measured])
-    predicted = np.array([[image.predicted_half, *image.predicted] for image in measured])
-    true = np.array([[image.true] for image in measured])
+    """F-beta of the data set at the 254 thresholds and 0.5: (255,)."""
+    right = np.array([image.right for image in measured])
+    predicted = np.array([image.predicted for image in measured])
+    true = np.array([[image.confusion[1:].sum()] for image in measured])
     if rules.pools:
         right, predicted, true = (
             counts.sum(0, keepdims=True) for counts in (right, predicted, true)

@@ -1,9 +1,8 @@
-"""The report of a run: one self-contained page, made from what lies in the run folder and nothing else."""
+"""The report of a run: one self-contained page, made from the run folder alone."""
 
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,16 @@ from markupsafe import Markup
 
 import latentseg
 from latentseg.errors import InputError, LatentsegError
+from latentseg.evaluation.comparison import group_results, headline, ours_among_papers
 from latentseg.evaluation.figures import Line, Panel, bar_chart, histogram, line_chart
-from latentseg.evaluation.papers import DATASETS, PUBLISHED, published_name
-from latentseg.evaluation.protocols import PROTOCOLS
+from latentseg.evaluation.papers import DATASETS, PUBLISHED
 from latentseg.files import read_json, write_text
 from latentseg.images import encode, read_image, resize
 
 PLAIN_BYTES = 60_000  # smaller pictures are embedded as they are
 WIDEST_PX = 1_200
 MOST_POINTS = 400  # of a curve
-FLOOR_NAMES = {
-    "everything": "everything is foreground",
-    "centre": "centre prior",
-    "ellipse": "best fixed ellipse",
-}
+MOST_LINES = 6  # in a panel
 # Caption of each picture of the story, and what leads from the picture before to it.
 INSIDE = {
     "image": ("the image that the generator draws from it", "→"),
@@ -42,10 +37,11 @@ OUTSIDE = {
 
 
 def render_report(run: Path | str) -> Path:
-    """Writes `run`/report.html: samples, masks, curves, results beside floors and ceiling, best and worst photos.
+    """Writes `run`/report.html: the story in pictures, curves, results, best and worst photos.
 
-    It reads config.json, labeler/{quality.json, contact_sheet.png}, samples/{story.json, pairs.png}, every metrics.jsonl,
-    photos/rounds.json, results.json and examples/examples.json. What is missing is left out, and named at the end of the page.
+    It reads config.json, labeler/{quality.json, contact_sheet.png}, samples/{story.json,
+    pairs.png}, every metrics.jsonl, photos/rounds.json, results.json and examples/examples.json.
+    What is missing is left out, and named at the end of the page.
 
     Args:
         run: A run folder.
@@ -61,14 +57,14 @@ def render_report(run: Path | str) -> Path:
         raise InputError(f"{run}: there is no such folder. Expected the folder of a run.")
     parts = _Parts(run)
     config = parts.json("config.json") or {}
-    results = _groups(parts.json("results.json") or [])
+    results = group_results(parts.json("results.json") or [])
     generator = config.get("generator")
     page = _TEMPLATE.render(
         version=latentseg.__version__,
         run_name=run.absolute().name,
         generator=generator.get("name") if isinstance(generator, dict) else generator,
         config=config,
-        hero=_hero(results),
+        hero=headline(results),
         story=_story(parts),
         pairs=parts.picture("samples/pairs.png"),
         sheet=parts.picture("labeler/contact_sheet.png"),
@@ -76,7 +72,7 @@ def render_report(run: Path | str) -> Path:
         training=_training(parts),
         rounds=_rounds(parts),
         results=results,
-        papers=_papers(results),
+        papers={"datasets": DATASETS, "rows": PUBLISHED, "ours": ours_among_papers(results)},
         examples=_examples(parts),
         missing=parts.missing,
     )
@@ -108,7 +104,9 @@ class _Parts:
     def strip(self, name: str) -> list[str]:
         """A strip of three pictures of equal width, one by one."""
         try:
-            return [_jpeg(third) for third in np.array_split(read_image(self.run / name), 3, axis=1)]
+            return [
+                _jpeg(third) for third in np.array_split(read_image(self.run / name), 3, axis=1)
+            ]
         except LatentsegError:
             self.missing.append(name)
             return []
@@ -130,74 +128,6 @@ def _jpeg(image: np.ndarray) -> str:
 
 def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the results: what was measured, of which kind ("floor", "ours" or "ceiling"), and the numbers."""
-
-    label: str
-    kind: str
-    numbers: Mapping[str, Any]
-
-    @property
-    def iou(self) -> float | None:
-        """IoU per image."""
-        return self.numbers.get("iou")
-
-
-@dataclass(frozen=True)
-class Group:
-    """All that was measured on one data set under one protocol."""
-
-    dataset: str
-    protocol: str
-    rows: list[Row]
-
-    @property
-    def summary(self) -> str:
-        """The protocol's rules in a sentence."""
-        return PROTOCOLS[self.protocol].summary if self.protocol in PROTOCOLS else ""
-
-    def first(self, kind: str, label: str = "") -> Row | None:
-        """The first row of a kind that has an IoU."""
-        fitting = (row for row in self.rows if row.kind == kind and label in row.label)
-        return next((row for row in fitting if row.iou is not None), None)
-
-
-def _groups(entries: Sequence[Mapping[str, Any]]) -> list[Group]:
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        found.setdefault((entry["dataset"], entry["protocol"]), []).append(entry)
-    return [Group(dataset, protocol, _rows(same)) for (dataset, protocol), same in found.items()]
-
-
-def _rows(entries: Sequence[Mapping[str, Any]]) -> list[Row]:
-    floors = {name: row for entry in entries for name, row in (entry.get("floors") or {}).items()}
-    ceilings = [entry["ceiling"] for entry in entries if entry.get("ceiling")]
-    return [
-        *(Row(label, "floor", floors[name]) for name, label in FLOOR_NAMES.items() if name in floors),
-        *(Row(entry.get("setting") or "this segmenter", "ours", entry) for entry in entries),
-        *(Row("the same student, trained on true masks", "ceiling", row) for row in ceilings[:1]),
-    ]
-
-
-def _hero(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """The one number, beside what it must be compared with."""
-    group = groups[0] if groups else None
-    ours = group.first("ours") if group else None
-    if group is None or ours is None:
-        return None
-    floor, ceiling = group.first("floor", "ellipse"), group.first("ceiling")
-    return {
-        "group": group,
-        "ours": ours,
-        "floor": floor,
-        "ceiling": ceiling,
-        "bars": [row for row in group.rows if row.iou is not None and row.label != "centre prior"],
-        "share": ours.iou / ceiling.iou if ceiling and ceiling.iou else None,
-        "gain": ours.iou - floor.iou if floor else None,
-    }
 
 
 def _story(parts: _Parts) -> dict[str, Any] | None:
@@ -311,11 +241,10 @@ def _areas(areas: Mapping[str, Any] | None) -> Markup | None:
     return Markup(chart)
 
 
-def _training(parts: _Parts) -> dict[str, Any] | None:
+def _training(parts: _Parts) -> Markup | None:
     """Loss and agreement of every student that was trained in the run."""
-    losses, ious, last = [], [], None
-    paths = sorted(parts.run.rglob("metrics.jsonl"), key=lambda path: (len(path.parts), path))
-    for path in paths:
+    losses, ious = [], []
+    for path in sorted(parts.run.rglob("metrics.jsonl"), key=_training_order):
         reports = [report for report in _json_lines(path) if "step" in report and "loss" in report]
         if not reports:
             continue
@@ -324,14 +253,17 @@ def _training(parts: _Parts) -> dict[str, Any] | None:
         losses.append(Line(name, *_thinned(steps, [report["loss"] for report in reports])))
         if all("iou" in report for report in reports):
             ious.append(Line(name, *_thinned(steps, [report["iou"] for report in reports])))
-        last = last or reports[-1]
     if not losses:
         parts.missing.append("metrics.jsonl")
         return None
-    panels = [Panel("loss", "step", losses[:4], is_log=True)]
+    panels = [Panel("loss", "step", losses[:MOST_LINES], is_log=True)]
     if ious:
-        panels.append(Panel("IoU with the training masks", "step", ious[:4]))
-    return {"chart": Markup(line_chart(panels)), "last": last}
+        panels.append(Panel("IoU with the training masks", "step", ious[:MOST_LINES]))
+    return Markup(line_chart(panels))
+
+
+def _training_order(path: Path) -> tuple[bool, Path]:
+    return "student" not in path.parts, path
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -350,27 +282,17 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[
 
 
 def _rounds(parts: _Parts) -> dict[str, Any] | None:
-    """A table of the rounds with unlabelled photos; every plain value that a round reports is a column."""
+    """A table of the rounds with unlabelled photos: a column for each plain value of a round."""
     if not (parts.run / "photos").is_dir():
         return None  # not asked for, so not missing
     rounds = parts.json("photos/rounds.json")
-    if isinstance(rounds, dict):
-        rounds = rounds.get("rounds")
     if not rounds:
         return None
-    plain = (int, float, str, type(None))
-    columns = [key for key, value in rounds[0].items() if isinstance(value, plain)]
-    return {"columns": columns, "rows": [[row.get(key) for key in columns] for row in rounds]}
-
-
-def _papers(groups: Sequence[Group]) -> dict[str, Any]:
-    """The papers' table, with our own row where a data set is the same."""
-    ours = {}
-    for group in groups:
-        name, row = published_name(group.dataset), group.first("ours")
-        if name and row and group.protocol == "melas2021":
-            ours[name] = row.iou
-    return {"datasets": DATASETS, "rows": PUBLISHED, "ours": ours}
+    plain = (int, float, str)
+    columns = dict.fromkeys(
+        key for row in rounds for key, value in row.items() if isinstance(value, plain)
+    )
+    return {"columns": list(columns), "rows": [[row.get(key) for key in columns] for row in rounds]}
 
 
 def _examples(parts: _Parts) -> dict[str, Any] | None:

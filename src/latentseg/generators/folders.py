@@ -26,15 +26,23 @@ FIELDS = {"format", "family", "name", "licence", "source", "network", "psi", "tr
 
 
 def save_generator(
-    network: StyleGAN2, folder: Path | str, *, name: str, licence: str, source: str,
-    trained: dict[str, Any], card: str, psi: float = 0.9, half: bool = True,
+    network: StyleGAN2,
+    folder: Path | str,
+    *,
+    name: str,
+    licence: str,
+    source: str,
+    trained: dict[str, Any],
+    card: str,
+    psi: float = 0.9,
+    half: bool = True,
 ) -> None:
     """Writes a generator folder; complete once its MANIFEST.json is there.
 
     Args:
         network: The weights.
         folder: Made if missing, files in it are replaced.
-        name, licence, source: Of the identity card; the licence travels to all that is made from it.
+        name, licence, source: Of the card; the licence travels to all that is made from it.
         trained: How it was trained and what was measured, JSON values.
         card: Text of README.md, Markdown.
         psi: Truncation to sample with.
@@ -72,7 +80,8 @@ def load_folder(folder: Path | str) -> StyleGAN2Generator:
         raise InputError(f"{folder}: unknown generator family {config.get('family')!r}.")
     if config.get("format") != FORMAT:
         raise InputError(
-            f"{folder}: format {config.get('format')!r}; this version reads {FORMAT}. Update latentseg."
+            f"{folder}: format {config.get('format')!r}; this version reads {FORMAT}. "
+            "Update latentseg."
         )
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config["network"].items()}
     check_keys(fields, set(StyleGAN2Config.__dataclass_fields__), folder / "config.json")

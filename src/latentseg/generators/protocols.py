@@ -1,4 +1,4 @@
-"""What every generator promises: latents from seeds, images from latents, steps in its own scale."""
+"""What a generator promises: latents from seeds, images from latents, steps in its own scale."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self, runtime_checkable
@@ -79,13 +79,17 @@ class Generator(Protocol):
         ...
 
     def __call__(self, latents: Latents) -> Tensor:
-        """Images (B, 3, H, W) float32 in [-1, 1], differentiable with respect to the latents."""
+        """Images (B, 3, H, W) float32, differentiable with respect to the latents.
+
+        Nominally in [-1, 1]: a family whose official network does not clamp may leave the range.
+        """
         ...
 
     def shift(self, latents: Latents, step: Tensor) -> Latents:
         """Moves the latents by `step`, (*latent) or (B, *latent), in units of their own spread.
 
-        One unit is the standard deviation of the latent's distribution, per coordinate. The class label stays.
+        One unit is the standard deviation of the latent's distribution, per coordinate. The class
+        label stays.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""StyleGAN2 (Karras et al. 2020) in plain PyTorch, with the parameter names of the official networks.
+"""StyleGAN2 (Karras et al. 2020) in plain PyTorch, with the official parameter names.
 
 Nothing is compiled. Modulation scales the activations instead of the weights: the same function,
 and one ordinary convolution for the whole batch. Any channel plan, square or not.
@@ -421,7 +421,12 @@ class StyleGAN2Generator:
     """
 
     def __init__(
-        self, network: StyleGAN2, info: GeneratorInfo, *, psi: float = 0.9, noise: Noise = "const",
+        self,
+        network: StyleGAN2,
+        info: GeneratorInfo,
+        *,
+        psi: float = 0.9,
+        noise: Noise = "const",
         spread: Tensor | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -467,7 +472,7 @@ class StyleGAN2Generator:
         return latents.with_values(latents.values + step * self.spread)
 
     def variants(self, latents: Latents, seeds: Tensor, keep: int) -> Tensor:
-        """(B, N, 3, H, W): the first `keep` layers keep their style, the others take that of a seed."""
+        """(B, N, 3, H, W): the first `keep` layers keep their style, the others take a seed's."""
         own = self._per_layer(latents.values)
         is_kept = (torch.arange(own.shape[1], device=self.device) < keep)[:, None]
         others = self._per_layer(self.sample(seeds).values)

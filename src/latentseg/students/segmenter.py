@@ -29,7 +29,7 @@ from latentseg.files import (
     write_safetensors,
     write_text,
 )
-from latentseg.images import Pixels, cut_out, overlay, read_image, resize, to_tensor, write_image
+from latentseg.images import Pixels, cut_out, overlay, read_image, resize, to_tensor, write_mask
 from latentseg.students.model_card import check_card, render_card
 from latentseg.students.networks import build_network
 
@@ -59,8 +59,8 @@ class Prediction:
     image: Pixels
 
     def save(self, path: Path | str) -> None:
-        """Writes the mask as an 8-bit PNG of class ids."""
-        write_image(path, self.mask)
+        """Writes the mask as a PNG of class ids, with a palette of colours for people."""
+        write_mask(path, self.mask)
 
     def overlay(self) -> Pixels:
         """(H, W, 3) uint8: the classes in colour over the photo."""
@@ -149,6 +149,10 @@ class Segmenter:
             answers += [member(mirrored).flip(-1) for member in self.members]
         log_probabilities = torch.stack([a.float().log_softmax(1) for a in answers])
         return log_probabilities.logsumexp(0) - math.log(len(answers))
+
+    def mirrored(self) -> "MirroredSegmenter":
+        """The same segmenter, which always averages with the mirror image."""
+        return MirroredSegmenter(self)
 
     def scores(self, image: Pixels, *, flip: bool = False) -> Scores:
         """Class probabilities (K + 1, H, W) float32 of an (H, W, 3) uint8 image, at its size."""
@@ -289,6 +293,21 @@ class Segmenter:
         if len(self.classes) == 1:
             return Prediction((scores[1] > self.threshold).astype(np.uint8), scores, image)
         return Prediction(scores.argmax(0).astype(np.uint8), scores, image)
+
+
+class MirroredSegmenter:
+    """Scores photos as the mean over a photo and its mirror image, as `evaluate` takes them."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter = segmenter
+
+    def scores(self, image: Pixels) -> Scores:
+        """Class probabilities (K + 1, H, W) of an (H, W, 3) image."""
+        return self.segmenter.scores(image, flip=True)
+
+    def scores_batch(self, images: Sequence[Pixels]) -> list[Scores]:
+        """The scores of each image."""
+        return self.segmenter.scores_batch(images, flip=True)
 
 
 def ensemble(

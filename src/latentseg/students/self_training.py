@@ -1,7 +1,7 @@
 """Unlabelled photos help: a student labels them, and a new student learns from these labels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -33,11 +33,9 @@ class SelfTrainingConfig:
     """How unlabelled photos are used."""
 
     rounds: int = 3  # at most; each trains one student
-    train: TrainConfig = field(
-        default_factory=lambda: PRESETS["quick"]
-    )  # of the student of a round
+    train: TrainConfig = PRESETS["quick"]  # of the student of a round
     photo_share: float = 0.75  # of a batch; the rest are synthetic pairs
-    scales: tuple[float, ...] = (1.0, 1.5)  # of the photos that the teacher sees; averaged
+    scales: tuple[float, ...] = (1.0, 1.5)  # at which the teacher sees each photo; averaged
     temperature: float = 0.5  # of the labels: 1 as the teacher says, towards 0: hard
     confidence_power: float = 1.0  # weight of a pixel: its confidence to this power; 0: all alike
     min_component: float = 0.2  # components stay above this share of the largest one's area
@@ -72,7 +70,7 @@ class PhotoLabels:
     @property
     def foreground(self) -> NDArray[np.bool_]:
         """(N, H, W): where the classes together are more likely than the background."""
-        return self.probabilities.sum(dim=1, dtype=torch.int32).numpy() > 127
+        return self.probabilities.sum(dim=1, dtype=torch.int16).numpy() > 127
 
     @property
     def areas(self) -> NDArray[np.float64]:
@@ -109,8 +107,8 @@ class PhotoPairs:
         self.order = lru_cache(maxsize=2)(self._order)
         if not len(self.kept):
             raise InputError(
-                f"None of the {len(photos)} photos got a likely label. Give photos of the generator's "
-                "domain; if they are, train the first student for longer."
+                f"None of the {len(photos)} photos got a likely label. Expected photos of the "
+                "generator's domain. If they are, train the first student for longer."
             )
 
     @property

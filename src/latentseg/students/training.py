@@ -283,13 +283,12 @@ class _Training:
         weights = {name: tensors[f"network.{name}"] for name in self.network.state_dict()}
         self.network.load_state_dict(weights)
         for name, parameter in self.network.named_parameters():
+            prefix = f"optimizer.{name}."
             # Moments lie in memory as their parameter does; so sums are rounded as without a stop.
             self.optimizer.state[parameter] = {
-                "step": tensors[f"optimizer.{name}.step"],
-                "exp_avg": torch.empty_like(parameter).copy_(tensors[f"optimizer.{name}.exp_avg"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(
-                    tensors[f"optimizer.{name}.exp_avg_sq"]
-                ),
+                kind: saved if kind == "step" else torch.empty_like(parameter).copy_(saved)
+                for kind in ("step", "exp_avg", "exp_avg_sq")
+                if (saved := tensors.get(prefix + kind)) is not None
             }
 
 

@@ -7,8 +7,10 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from latentseg import __version__
 from latentseg.errors import InputError
@@ -21,7 +23,6 @@ from latentseg.files import (
     verify_manifest,
     write_json,
     write_manifest,
-    write_text,
 )
 from latentseg.generators.protocols import Generator
 from latentseg.images import IGNORE, encode
@@ -31,6 +32,7 @@ from latentseg.synthesis.stream import Block, Stream
 
 FORMAT = 1
 RECORDS = "samples.jsonl"
+FIELDS = {"name", "attempts", "removed", "sha256"}  # of a line that work can be continued from
 THREADS = 4
 COMPRESSED = {
     "png": 0.9,
@@ -88,67 +90,116 @@ def synthesize(
         "block": block,
     }
     with locked(out):
-        records = _read_records(out)
-        if len(records) > count:
+        claim(out, asked)
+        is_finished = (out / MANIFEST).is_file()
+        if is_finished:
+            verify_manifest(out)
+        tally = _resume(out, suffix)
+        if tally.count > count:
             raise InputError(
-                f"{out}: holds {len(records)} samples already, more than the {count} asked for. "
+                f"{out}: holds {tally.count} samples already, more than the {count} asked for. "
                 "A part of a dataset can be used with --limit; or choose another folder."
             )
-        claim(out, asked)
-        if (out / MANIFEST).is_file():
-            verify_manifest(out)
-            if len(records) == count:
-                return out
-            (out / MANIFEST).unlink()
-        records = _intact(out, records, suffix)
-        _check_space(out, stream, count - len(records), suffix, quiet)
+        if is_finished and tally.count == count:
+            return out
+        _check_space(out, stream, count - tally.count, suffix, quiet)
+        (out / MANIFEST).unlink(missing_ok=True)
         with _full_disk_explained(out):
-            _write_samples(out, stream, records, count, suffix, quiet)
-            write_json(out / "dataset.json", _describe(stream, records))
+            _write_samples(out, stream, tally, count, suffix, quiet)
+            write_json(out / "dataset.json", _describe(stream, tally))
             write_manifest(out)
     return out
 
 
+@dataclass
+class _Tally:
+    """What has been written: the number of samples, and the candidates that it took."""
+
+    count: int = 0
+    candidates: int = 0
+    removed: list[int] = field(default_factory=list)
+
+    def add(self, record: Record) -> None:
+        """Counts one more sample."""
+        self.count += 1
+        self.candidates += record["attempts"]
+        self.removed = [a + b for a, b in zip_longest(self.removed, record["removed"], fillvalue=0)]
+
+
+def _resume(out: Path, suffix: str) -> _Tally:
+    """Counts what was entered and is intact; forgets the rest, like a line that a kill cut off."""
+    tally, end = _Tally(), 0
+    path = out / RECORDS
+    if path.is_file():
+        with open(path, "rb") as journal:
+            for line in journal:
+                record = _parse(line)
+                if record.get("name") != _name(tally.count) or not _is_intact(out, record, suffix):
+                    break
+                tally.add(record)
+                end += len(line)
+        os.truncate(path, end)
+    return tally
+
+
+def _parse(line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    is_whole = isinstance(record, dict) and record.keys() >= FIELDS and line.endswith(b"\n")
+    return record if is_whole else {}
+
+
+def _name(index: int) -> str:
+    return f"{index:08d}"
+
+
+def _is_intact(out: Path, record: Record, suffix: str) -> bool:
+    """Whether both files of a sample are there and as they were when it was entered."""
+    name = record["name"]
+    paths = [out / "images" / f"{name}.{suffix}", out / "masks" / f"{name}.png"]
+    return all(path.is_file() for path in paths) and record["sha256"] == [*map(sha256, paths)]
+
+
 def _write_samples(
-    out: Path, stream: Stream, records: list[Record], count: int, suffix: str, quiet: bool
+    out: Path, stream: Stream, tally: _Tally, count: int, suffix: str, quiet: bool
 ) -> None:
     """Appends samples until there are `count`; one block is encoded while the next is drawn."""
-    entered = {record["name"] for record in records}
     for folder in (out / "images", out / "masks"):
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
-            if path.stem not in entered:
-                path.unlink()  # written just before a kill
-    write_text(out / RECORDS, "".join(map(_line, records)))
-    start = len(records)
-    blocks = range(start // stream.block_size, (count - 1) // stream.block_size + 1)
+            if path.stem >= _name(tally.count):
+                path.unlink()  # written just before a kill, and never entered
+    blocks = range(tally.count // stream.block_size, (count - 1) // stream.block_size + 1)
     with (
         ThreadPoolExecutor(THREADS) as pool,
-        Progress("synth", total=count, start=start, quiet=quiet) as progress,
+        Progress("synth", total=count, start=tally.count, quiet=quiet) as progress,
         open(out / RECORDS, "a", encoding="utf-8") as journal,
     ):
         writing: list[Future[Record]] = []
-        for k in blocks if start < count else []:
+        for k in blocks if tally.count < count else []:
             block = stream.block(k)
-            _record(writing, records, journal)
-            rows = range(max(len(records) - block.start, 0), min(count - block.start, len(block)))
+            _enter(writing, tally, journal)
+            rows = range(max(tally.count - block.start, 0), min(count - block.start, len(block)))
             writing = [pool.submit(_write_sample, out, block, row, suffix) for row in rows]
             progress.update(block.start + rows.stop, kept=len(block) / int(block.attempts.sum()))
-        _record(writing, records, journal)
+        _enter(writing, tally, journal)
 
 
-def _record(writing: list[Future[Record]], records: list[Record], journal: Any) -> None:
+def _enter(writing: list[Future[Record]], tally: _Tally, journal: TextIO) -> None:
     """Waits for samples to be written and enters them; only what is entered counts as written."""
-    written = [future.result() for future in writing]
-    journal.writelines(map(_line, written))
+    records = [future.result() for future in writing]
+    journal.writelines(json.dumps(record) + "\n" for record in records)
     journal.flush()
     os.fsync(journal.fileno())
-    records.extend(written)
+    for record in records:
+        tally.add(record)
 
 
 def _write_sample(out: Path, block: Block, row: int, suffix: str) -> Record:
     """Writes one image and one mask. A part of a file does no harm: it was never entered."""
-    name = f"{block.start + row:08d}"
+    name = _name(block.start + row)
     image, mask = encode(block.images[row], f".{suffix}"), encode(block.masks[row])
     (out / "images" / f"{name}.{suffix}").write_bytes(image)
     (out / "masks" / f"{name}.png").write_bytes(mask)
@@ -161,37 +212,6 @@ def _write_sample(out: Path, block: Block, row: int, suffix: str) -> Record:
         "removed": block.removed[row].tolist(),
         "sha256": [hashlib.sha256(image).hexdigest(), hashlib.sha256(mask).hexdigest()],
     }
-
-
-def _line(record: Record) -> str:
-    return json.dumps(record) + "\n"
-
-
-def _read_records(out: Path) -> list[Record]:
-    """What was entered so far; a last line that a kill cut off does not count."""
-    path = out / RECORDS
-    if not path.is_file():
-        return []
-    records: list[Record] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict) or record.get("name") != f"{len(records):08d}":
-            break
-        records.append(record)
-    return records
-
-
-def _intact(out: Path, records: list[Record], suffix: str) -> list[Record]:
-    """The records up to the first whose files are missing or differ from what was entered."""
-    for i, record in enumerate(records):
-        name = record["name"]
-        paths = [out / "images" / f"{name}.{suffix}", out / "masks" / f"{name}.png"]
-        if not all(path.is_file() for path in paths) or record["sha256"] != [*map(sha256, paths)]:
-            return records[:i]
-    return records
 
 
 def _check_space(out: Path, stream: Stream, count: int, suffix: str, quiet: bool) -> None:
@@ -222,10 +242,9 @@ def _full_disk_explained(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _describe(stream: Stream, records: list[Record]) -> dict[str, Any]:
+def _describe(stream: Stream, tally: _Tally) -> dict[str, Any]:
     """dataset.json: what a reader of the folder must know, and where it comes from."""
     info = stream.generator.info
-    removed = [sum(counts) for counts in zip(*(r["removed"] for r in records), strict=True)]
     return {
         "format": FORMAT,
         "latentseg": __version__,
@@ -233,10 +252,10 @@ def _describe(stream: Stream, records: list[Record]) -> dict[str, Any]:
         "ignore": IGNORE,
         "foreground": None,
         "size": list(stream.size),
-        "count": len(records),
+        "count": tally.count,
         "seed": stream.seed,
-        "candidates": sum(record["attempts"] for record in records),
-        "removed": dict(zip(stream.labeler.filters, removed, strict=True)),
+        "candidates": tally.candidates,
+        "removed": dict(zip(stream.labeler.filters, tally.removed, strict=True)),
         "licence": info.licence,
         "generator": info.to_json(),
         "labeler": stream.labeler.info,

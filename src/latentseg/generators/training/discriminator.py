@@ -1,4 +1,4 @@
-"""The discriminator: the residual one of StyleGAN2 (Karras et al. 2020), halving by average pooling."""
+"""The discriminator: that of StyleGAN2 (Karras et al. 2020), halving by average pooling."""
 
 import math
 from itertools import pairwise
@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 def minibatch_deviation(x: Tensor) -> Tensor:
-    """Appends one channel: the deviation within groups of samples, (B, C, H, W) to (B, C + 1, H, W).
+    """Appends the deviation within groups of samples: (B, C, H, W) to (B, C + 1, H, W).
 
     Source: Karras et al. 2018, section 3.
     """

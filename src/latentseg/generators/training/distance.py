@@ -79,7 +79,7 @@ class FrechetDistance:
     """The FID (Heusel et al. 2017) of drawn images to photos, for who has the Inception weights.
 
     Args:
-        weights: File of torch-fidelity, `weights-inception-2015-12-05-6726825d.pth`; never downloaded.
+        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; never downloaded.
         photos: (N, 3, H, W) uint8.
 
     Raises:

@@ -17,9 +17,10 @@ from latentseg.files import claim, locked, read_safetensors, write_safetensors
 from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from latentseg.generators.training.augmentation import augment
 from latentseg.generators.training.discriminator import Discriminator
-from latentseg.generators.training.photos import Photos, read_photos
 from latentseg.generators.training.distance import FrechetDistance
+from latentseg.generators.training.photos import Photos, read_photos
 from latentseg.generators.training.report import Report
+from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
 
@@ -69,7 +70,7 @@ COARSEST_PX = 4
 
 
 def default_channels(size: tuple[int, int]) -> tuple[int, ...]:
-    """Channels of each resolution, coarse to fine, for images of `size`: halved down to about 4 px."""
+    """Channels of each resolution, coarse to fine: `size` is halved down to about 4 px."""
     height, width = size
     n_blocks = 1
     while height % 2 == width % 2 == 0 and min(height, width) >= 2 * COARSEST_PX:
@@ -78,6 +79,7 @@ def default_channels(size: tuple[int, int]) -> tuple[int, ...]:
     return (*FINE_TO_COARSE, *[last] * n_blocks)[:n_blocks][::-1]
 
 
+CHECK_EVERY = 16  # steps between two looks at the losses, which make the GPU wait
 ADA_TARGET = 0.6  # share of photos the discriminator calls real; Karras et al. 2020 (ADA)
 ADA_IMAGES = 100_000  # photos in which the strength may go from 0 to 1
 W_AVG_BETA = 0.995  # Karras et al. 2020
@@ -89,13 +91,18 @@ class Training:
     The averaged generator (`average`) is the one that is kept.
     """
 
-    def __init__(self, config: GeneratorTrainingConfig, n_classes: int, device: torch.device) -> None:
+    def __init__(
+        self, config: GeneratorTrainingConfig, n_classes: int, device: torch.device
+    ) -> None:
         torch.manual_seed(config.seed)
         self.config, self.device = config, device
         self.dtype = pick_precision(config.precision, device)
         network = StyleGAN2Config(
-            size=config.size, channels=config.channels, z_dim=config.latent_dim,
-            w_dim=config.latent_dim, n_classes=n_classes,
+            size=config.size,
+            channels=config.channels,
+            z_dim=config.latent_dim,
+            w_dim=config.latent_dim,
+            n_classes=n_classes,
         )
         self.generator = _placed(StyleGAN2(network), device)
         self.average = _placed(StyleGAN2(network), device).requires_grad_(False)
@@ -110,7 +117,7 @@ class Training:
         self.augment_probability = 0.0 if config.adaptive else 1.0
 
     def advance(self, photos: Photos) -> dict[str, Tensor]:
-        """One step: the discriminator learns, then the generator. Returns the losses, not finite-checked."""
+        """One step: the discriminator learns, then the generator. Returns the losses."""
         config = self.config
         torch.manual_seed(int(derive_seeds(config.seed, self.step)))
         real, labels = photos.batch(self.step, config.batch, config.seed)
@@ -202,7 +209,9 @@ class Training:
             for key, value in _below(state, name).items():
                 index, field = key.split("/")
                 values.setdefault(int(index), {})[field] = value
-            adam.load_state_dict({"state": values, "param_groups": adam.state_dict()["param_groups"]})
+            adam.load_state_dict(
+                {"state": values, "param_groups": adam.state_dict()["param_groups"]}
+            )
         self.step = int(state["step"])
         self.seconds = float(state["seconds"])
         self.augment_probability = float(state["augment_probability"])
@@ -218,13 +227,13 @@ class Training:
 
 
 def squared_gradient(realness: Tensor, images: Tensor) -> Tensor:
-    """Mean squared norm of the gradient of `realness` (B,) at `images`: R1 (Mescheder et al. 2018)."""
+    """Mean squared norm of the gradient of `realness` at `images`: R1 (Mescheder et al. 2018)."""
     (gradient,) = torch.autograd.grad(realness.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
 def _placed(network: nn.Module, device: torch.device) -> Any:
-    return network.to(device, memory_format=torch.channels_last)
+    return network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _adam(parameters: Iterable[nn.Parameter], lr: float, lazy: float) -> torch.optim.Adam:
@@ -269,6 +278,7 @@ def train_generator(
 
     Raises:
         InputError: photos that cannot be read (all are listed), or `out` holds other work.
+        KeyboardInterrupt: after the state was saved.
         DivergedError: a loss is NaN or infinite; the last checkpoint is intact.
     """
     config, out = config or GeneratorTrainingConfig(), Path(out)
@@ -290,29 +300,32 @@ def _loop(training: Training, photos: Photos, report: Report, quiet: bool) -> No
     interval = max(config.report_images // config.batch, 1)
     say(
         f"train-generator: {len(photos)} photos at {config.size[0]} x {config.size[1]}, "
-        f"{config.images:,} shown in all, on {training.device} in {training.dtype}".replace(",", " "),
+        f"{config.images:,} shown in all, on {training.device} in {training.dtype}".replace(
+            ",", " "
+        ),
         quiet=quiet,
     )
     label, checkpoints = f"train-generator {report.name}", report.out / "checkpoints"
     losses: dict[str, Tensor] = {}
     began, seconds_before = time.monotonic(), training.seconds
-    with Progress(
-        label, total=last, start=training.step, per_step=config.batch, quiet=quiet
-    ) as progress:
-        try:
-            while training.step < last:
-                losses |= training.advance(photos)
-                if training.step % 16 == 0 or training.step == last:
-                    _check(losses, training, checkpoints)
-                    progress.update(training.step, **{k: v.item() for k, v in losses.items()})
-                if training.step % interval == 0 or training.step == last:
-                    training.seconds = seconds_before + time.monotonic() - began
-                    save_checkpoint(training, checkpoints)
-                    report.write(training, losses)
-        except KeyboardInterrupt:
-            training.seconds = seconds_before + time.monotonic() - began
-            save_checkpoint(training, checkpoints)
-            raise
+    with (
+        Progress(
+            label, total=last, start=training.step, per_step=config.batch, quiet=quiet
+        ) as progress,
+        HeldInterrupt() as interrupt,
+    ):
+        while training.step < last:
+            losses |= training.advance(photos)
+            is_due = training.step % interval == 0 or training.step == last
+            if is_due or interrupt.is_held or training.step % CHECK_EVERY == 0:
+                _check(losses, training, checkpoints)
+                progress.update(training.step, **{k: v.item() for k, v in losses.items()})
+                training.seconds = seconds_before + time.monotonic() - began
+            if is_due or interrupt.is_held:
+                save_checkpoint(training, checkpoints)
+            interrupt.release()
+            if is_due:
+                report.write(training, losses)
 
 
 def _check(losses: dict[str, Tensor], training: Training, checkpoints: Path) -> None:
@@ -320,8 +333,9 @@ def _check(losses: dict[str, Tensor], training: Training, checkpoints: Path) -> 
         if not torch.isfinite(value):
             kept = sorted(checkpoints.glob("*.safetensors"))
             raise DivergedError(
-                f"{checkpoints.parent}: the loss {name!r} is {value.item()} after step {training.step}. Last good "
-                f"checkpoint: {kept[-1].name if kept else 'none'}. Try a lower learning rate in a new folder."
+                f"{checkpoints.parent}: the loss {name!r} is {value.item()} after step "
+                f"{training.step}. Last good checkpoint: {kept[-1].name if kept else 'none'}. "
+                "Try a lower learning rate in a new folder."
             )
 
 

@@ -75,7 +75,9 @@ def read_photos(folder: Path | str, size: tuple[int, int], *, with_classes: bool
     folder = Path(folder)
     classes: tuple[str, ...] = ()
     if with_classes:
-        parts = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        parts = (
+            sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        )
         if not parts:
             raise InputError(f"{folder}: classes were asked for, but it has no subfolders.")
         classes = tuple(part.name for part in parts)

@@ -1,0 +1,224 @@
+"""The command line as a user runs it: exit codes, messages, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentseg import cli
+from latentseg.images import read_image, read_mask, write_image
+from tests.evaluation.fabricate import blob, make_dataset
+
+ROOT = Path(__file__).parents[1]
+WORLD = "tests.world:World"
+
+
+@pytest.fixture
+def latentseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["latentseg", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_nothing_heavy_is_imported_for_the_help() -> None:
+    heavy = {"torch", "numpy", "scipy", "kornia", "PIL", "matplotlib", "torchvision", "timm"}
+    program = f"import sys, latentseg.cli; print(sorted({heavy!r} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_command(latentseg) -> None:
+    code, out, _ = latentseg("--help")
+    assert code == 0
+    assert all(command in out for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_flag_of_every_command_is_explained(latentseg, command: str) -> None:
+    code, out, _ = latentseg(command, "--help")
+    assert code == 0
+    assert "--device" in out
+    words = " ".join(out.split())
+    assert "{None}" not in words  # an option is left out, never given as None
+
+
+def test_version_is_printed(latentseg) -> None:
+    assert latentseg("--version")[:2] == (0, "0.1.0\n")
+
+
+def test_unknown_flag_is_a_usage_error_with_a_suggestion(latentseg) -> None:
+    code, _, err = latentseg("synth", "pets64", "labeler", "out", "--cuont", 3)
+    assert code == 2
+    assert "--count" in err
+
+
+def test_error_is_one_message_and_debug_shows_where(latentseg, tmp_path: Path) -> None:
+    code, out, err = latentseg("fit", "directions", "no-such-generator", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert "no such generator" in err
+    assert "Traceback" not in err
+    _, _, err = latentseg("fit", "directions", "no-such-generator", tmp_path / "out", "--debug")
+    assert "Traceback" in err
+
+
+def test_missing_and_empty_folders_are_named(latentseg, tmp_path: Path) -> None:
+    for command in (["check", tmp_path / "none"], ["train", tmp_path / "none", tmp_path / "out"]):
+        code, _, err = latentseg(*command)
+        assert code == 1
+        assert "none" in err
+    code, _, err = latentseg("train-generator", tmp_path, tmp_path / "out")
+    assert code == 1
+    assert "no images" in err
+
+
+def test_check_accepts_a_sound_dataset_and_lists_every_problem(latentseg, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", [blob(i) for i in range(4)])
+    code, out, _ = latentseg("check", tmp_path / "data")
+    assert code == 0
+    assert "sound" in out
+    masks = sorted((tmp_path / "data" / "masks").iterdir())
+    masks[0].unlink()
+    masks[1].write_bytes(b"broken")
+    code, _, err = latentseg("check", tmp_path / "data")
+    assert code == 1
+    assert masks[0].stem in err
+    assert masks[1].name in err
+
+
+def test_doctor_and_generators_answer_in_json(latentseg) -> None:
+    code, out, _ = latentseg("doctor", "--json", "-")
+    assert code == 0
+    assert json.loads(out[out.index("{") :])["latentseg"] == "0.1.0"
+    code, out, _ = latentseg("generators", "--json", "-")
+    assert code == 0
+    assert isinstance(json.loads(out[out.rindex("\n[") :]), list)
+
+
+def test_stages_one_by_one_from_generator_to_masks_of_photos(latentseg, tmp_path: Path) -> None:
+    labeler, data, student, masks = (
+        tmp_path / name for name in ("labeler", "data", "run", "masks")
+    )
+    quick = ["--steps", 12, "--restarts", 1, "--radius", 2]
+    assert latentseg("fit", "directions", WORLD, labeler, *quick)[0] == 0
+    assert (labeler / "contact_sheet.png").is_file()
+    assert latentseg("synth", WORLD, labeler, data, "--count", 24)[0] == 0
+    assert latentseg("check", data)[0] == 0
+    small = ["--preset", "quick", "--width", 0.125, "--steps", 6, "--batch", 8]
+    assert latentseg("train", data, student, *small)[0] == 0
+    code, out, _ = latentseg("eval", student, data, "--json", tmp_path / "result.json")
+    assert code == 0
+    assert "floor: ellipse" in out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["protocol"] == "melas2021"
+    assert len(result["per_image"]) == 24
+    photo = tmp_path / "photo.jpg"
+    write_image(photo, np.full((50, 70, 3), 128, np.uint8))
+    code, out, _ = latentseg("predict", student, photo, data / "images", masks)
+    assert code == 0
+    assert "25 photos" in out
+    assert read_mask(masks / "photo_mask.png").shape == (50, 70)
+    assert read_image(masks / "photo_overlay.jpg").shape == (50, 70, 3)
+    assert (masks / "photo_cutout.png").is_file()
+
+
+def test_predict_goes_on_after_a_bad_photo_and_names_it(
+    latentseg, tmp_path: Path, model: Path
+) -> None:
+    photos = tmp_path / "photos"
+    write_image(photos / "good.png", np.zeros((40, 40, 3), np.uint8))
+    (photos / "bad.jpg").write_bytes(b"not a picture")
+    code, out, err = latentseg("predict", model, photos, tmp_path / "out")
+    assert code == 1
+    assert "1 photos" in out
+    assert "bad.jpg" in err
+    assert (tmp_path / "out" / "good_mask.png").is_file()
+    code, _, err = latentseg("predict", model, photos)
+    assert code == 1
+    assert "output folder" in err
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    from latentseg.students.networks import build_network
+    from latentseg.students.segmenter import Segmenter
+
+    network = build_network("unet", 2, width=0.125)
+    segmenter = Segmenter([network], classes=("pet",), input_size=(32, 32), width=0.125)
+    segmenter.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_terminated_command_says_so_and_the_same_command_continues(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        picture = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        write_image(tmp_path / "photos" / f"{index}.png", picture)
+    command = [
+        sys.executable,
+        "-c",
+        "from latentseg.cli import main; main()",
+        "train-generator",
+        str(tmp_path / "photos"),
+        str(tmp_path / "out"),
+        "--size",
+        "16",
+        "16",
+        "--channels",
+        "8",
+        "8",
+        "8",
+        "--batch",
+        "4",
+        "--report-images",
+        "32",
+        "--device",
+        "cpu",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--images", "1000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("checkpoints/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "continues" in err
+    assert "Traceback" not in err
+    kept = sorted((tmp_path / "out" / "checkpoints").glob("*.safetensors"))[-1]
+    images = (int(kept.stem.removeprefix("step-")) + 4) * 4
+    done = subprocess.run(
+        [*command, "--images", str(images)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert f"continuing from {kept.name}" in done.stderr
