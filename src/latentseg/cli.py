@@ -399,7 +399,7 @@ def train(
         config = replace(config, decay_at=round(steps * base.decay_at / base.steps))
     config = replace(config, seed=seed)
     opened = open_dataset(dataset)
-    pairs = FolderPairs(opened, size=size or opened[0][1].shape[:2], seed=seed)
+    pairs = FolderPairs(opened, size=size, seed=seed)
     card = {"description": f"Trained on {dataset.absolute().name}.", "licence": _licence(dataset)}
     first = out / "student" if photos else out
     segmenter = train_student(

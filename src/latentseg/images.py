@@ -189,8 +189,14 @@ def write_image(path: Path | str, image: Pixels) -> None:
 
 
 def write_mask(path: Path | str, mask: Pixels) -> None:
-    """Writes a mask (H, W) as a PNG with a palette: values are class ids, people see colours."""
-    picture = Image.fromarray(mask).convert("P")
+    """Writes a mask (H, W) as a PNG with a palette: values are class ids, people see colours.
+
+    Raises:
+        InputError: `path` does not end with .png; other formats may change ids.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise InputError(f"{path}: masks are written as .png; other formats may change class ids.")
+    picture = Image.fromarray(mask)
     picture.putpalette(class_colours().tobytes())
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -206,6 +212,23 @@ def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
 def resize_mask(mask: Pixels, size: tuple[int, int]) -> Pixels:
     """Resizes a mask (H, W) to `size` = (height, width) by nearest neighbour: no new values."""
     return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def cover(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    """Scales an image or a mask, keeping its aspect, until it covers `size`; cuts out the centre.
+
+    Args:
+        picture: (H, W, 3) image or (H, W) mask, uint8.
+        size: (height, width) of the result.
+    """
+    height, width = picture.shape[:2]
+    scale = max(size[0] / height, size[1] / width)
+    scaled = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
+    if scaled != (height, width):
+        picture = resize_mask(picture, scaled) if picture.ndim == 2 else resize(picture, scaled)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    # Copied, so that a cache does not hold the whole picture.
+    return picture[top : top + size[0], left : left + size[1]].copy()
 
 
 def to_tensor(image: Pixels) -> Tensor:

@@ -1,12 +1,17 @@
 """What the documents show is run, so that it stays true."""
 
 import re
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from torch import nn
 
+from latentseg import cli
 from latentseg.generators.protocols import Generator
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +21,15 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 def blocks(path: Path, language: str) -> list[str]:
     """The fenced blocks of a Markdown file."""
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@cache
+def flags_of(command: str) -> set[str]:
+    """The long flags of a command."""
+    spoken = StringIO()
+    with redirect_stdout(spoken), pytest.raises(SystemExit):
+        tyro.cli(cli.COMMANDS[command], args=["--help"])
+    return set(re.findall(r"(--[a-z][a-z-]*)", spoken.getvalue()))
 
 
 @pytest.fixture
@@ -54,6 +68,15 @@ def test_links_between_documents_lead_somewhere(path):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
     missing = [target for target in targets if not (path.parent / target).exists()]
     assert not missing
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_documents_exist_with_their_flags(path):
+    shown = "\n".join(blocks(path, r"\w*") + re.findall(r"`(latentseg [^`\n]+)`", path.read_text()))
+    for command, arguments in re.findall(r"^\s*latentseg ([a-z][a-z-]*)(.*)", shown, re.MULTILINE):
+        assert command in cli.COMMANDS, f"latentseg {command}"
+        unknown = set(re.findall(r"(--[a-z][a-z-]*)", arguments)) - flags_of(command)
+        assert not unknown, f"latentseg {command} {unknown}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -340,6 +340,19 @@ def test_other_formats_are_not_written(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_mask_is_written_with_colours_and_read_as_ids(file):
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for mask in (IDS, every, every % 2):
+        images.write_mask(file, mask)
+        assert np.array_equal(images.read_mask(file), mask)
+        assert np.array_equal(images.read_image(file), images.class_colours()[mask])
+
+
+def test_a_mask_is_not_written_in_a_format_that_may_change_it(tmp_path):
+    with pytest.raises(InputError, match="may change class ids"):
+        images.write_mask(tmp_path / "mask.jpg", IDS)
+
+
 def test_encoding_is_a_pure_function():
     assert images.encode(PHOTO) == images.encode(PHOTO.copy())
 

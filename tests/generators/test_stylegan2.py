@@ -20,10 +20,7 @@ TOLERANCE = 1e-4  # of the range of what is expected
 
 def official(path: Path) -> tuple[StyleGAN2, dict[str, Tensor]]:
     with safe_open(path, framework="pt") as archive:
-        fields = json.loads(archive.metadata()["config"])
-    config = StyleGAN2Config(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    )
+        config = StyleGAN2Config.from_json(json.loads(archive.metadata()["config"]), path)
     tensors = read_safetensors(path)
     network = StyleGAN2(config)
     weights = {

@@ -8,9 +8,9 @@ import torch
 
 from latentseg.errors import InputError
 from latentseg.files import write_json, write_manifest
-from latentseg.images import to_pixels, write_image
+from latentseg.images import cover, to_pixels, write_image
 from latentseg.synthesis import pairs
-from latentseg.synthesis.pairs import Batch, DatasetFolder, FolderPairs, cover
+from latentseg.synthesis.pairs import Batch, DatasetFolder, FolderPairs
 
 
 class Numbered:

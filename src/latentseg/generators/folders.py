@@ -83,9 +83,7 @@ def load_folder(folder: Path | str) -> StyleGAN2Generator:
             f"{folder}: format {config.get('format')!r}; this version reads {FORMAT}. "
             "Update latentseg."
         )
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config["network"].items()}
-    check_keys(fields, set(StyleGAN2Config.__dataclass_fields__), folder / "config.json")
-    network = StyleGAN2(StyleGAN2Config(**fields))
+    network = StyleGAN2(StyleGAN2Config.from_json(config["network"], folder / "config.json"))
     weights = folder / "generator.safetensors"
     tensors = {name: tensor.float() for name, tensor in read_safetensors(weights).items()}
     spread = tensors.pop("spread")
@@ -100,7 +98,7 @@ def load_folder(folder: Path | str) -> StyleGAN2Generator:
         source=config["source"],
         sha256=sha256(weights),
     )
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return StyleGAN2Generator(network, info, psi=config["psi"], spread=spread)
 
 

@@ -5,9 +5,10 @@ and one ordinary convolution for the whole batch. Any channel plan, square or no
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentseg.errors import InputError
+from latentseg.files import check_keys
 from latentseg.generators.protocols import GeneratorInfo, Latents
 
 Noise = Literal["const", "random", "none"]
@@ -72,6 +74,20 @@ class StyleGAN2Config:
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON values."""
         return asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], where: Path | str) -> "StyleGAN2Config":
+        """Reads what `to_json` gave.
+
+        Raises:
+            InputError: a field is unknown, or the values do not fit together.
+        """
+        check_keys(values, set(StyleGAN2Config.__dataclass_fields__), where)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return StyleGAN2Config(**fields)
 
 
 def upfirdn(x: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, gain: float = 1.0) -> Tensor:
@@ -296,8 +312,8 @@ class SynthesisBlock(nn.Module):
         is_last: bool,
     ) -> None:
         super().__init__()
-        self.is_first, self.architecture = in_channels == 0, config.architecture
-        if self.is_first:
+        self.architecture = config.architecture
+        if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, *size))
         else:
             self.conv0 = SynthesisLayer(
@@ -334,23 +350,21 @@ class SynthesisBlock(nn.Module):
             The activations of its convolutions, and the image so far.
         """
         activations: list[Tensor] = []
-        if self.is_first or x is None:
-            x = self.const[None].expand(len(last), -1, -1, -1)
-            x = self.conv1(x, next(styles), noise)
-        elif self.architecture == "resnet":
-            shortcut = self.skip(x, math.sqrt(0.5))
-            x = self.conv0(x, next(styles), noise)
-            activations.append(x)
-            x = shortcut + self.conv1(x, next(styles), noise, gain=math.sqrt(0.5))
+        if x is None:
+            lower = self.const[None].expand(len(last), -1, -1, -1)
         else:
-            x = self.conv0(x, next(styles), noise)
-            activations.append(x)
-            x = self.conv1(x, next(styles), noise)
-        activations.append(x)
+            lower = self.conv0(x, next(styles), noise)
+            activations.append(lower)
+        if x is not None and self.architecture == "resnet":
+            upper = self.conv1(lower, next(styles), noise, gain=math.sqrt(0.5))
+            upper = self.skip(x, math.sqrt(0.5)) + upper
+        else:
+            upper = self.conv1(lower, next(styles), noise)
+        activations.append(upper)
         if image is not None:
             image = upfirdn(image, self.resample_filter, up=2, gain=4)
         if self.has_rgb:
-            rgb = self.torgb(x, last).float()
+            rgb = self.torgb(upper, last).float()
             image = rgb if image is None else image + rgb
         return activations, image
 
@@ -442,7 +456,7 @@ class StyleGAN2Generator:
 
     def to(self, device: torch.device | str) -> "StyleGAN2Generator":
         """Moves the weights and returns itself."""
-        self.network.to(device, memory_format=torch.channels_last)
+        self.network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.spread = self.spread.to(device)
         return self
 

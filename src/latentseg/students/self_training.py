@@ -16,13 +16,13 @@ from torch.nn import functional
 from latentseg.devices import autocast, pick_device, pick_precision
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import claim, locked, write_json, write_manifest
-from latentseg.images import IGNORE, Pixels, list_images, read_image, to_tensor
+from latentseg.images import IGNORE, Pixels, cover, list_images, read_image, to_tensor
 from latentseg.labelers.refinement import area_share, large_components
 from latentseg.progress import Progress, say
 from latentseg.students.checkpoints import load_state, save_state
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import PRESETS, TrainConfig, train
-from latentseg.synthesis.pairs import Batch, Pairs, cover
+from latentseg.synthesis.pairs import Batch, Pairs
 
 LABEL_BATCH = 64  # photos that the teacher labels together
 AREA_SAMPLES = 512  # synthetic masks from which the likely areas are learned

@@ -16,11 +16,10 @@ from latentseg.errors import InputError
 from latentseg.files import read_json, verify_manifest
 from latentseg.images import (
     Pixels,
+    cover,
     list_images,
     read_image,
     read_mask,
-    resize,
-    resize_mask,
     to_tensor,
 )
 
@@ -125,6 +124,7 @@ class FolderPairs:
     Args:
         dataset: A dataset folder, or any data set that can be indexed.
         size: (height, width) of the batches; pictures are scaled to cover it and cut at the centre.
+            None: that of the first image.
         seed: Of the order.
         limit: Use only the first `limit` pairs.
 
@@ -136,16 +136,16 @@ class FolderPairs:
         self,
         dataset: Path | str | LabelledImages,
         *,
-        size: tuple[int, int],
+        size: tuple[int, int] | None = None,
         seed: int = 0,
         limit: int | None = None,
     ) -> None:
         self.dataset = DatasetFolder(dataset) if isinstance(dataset, str | Path) else dataset
-        self.size, self.seed = size, seed
+        self.seed = seed
         self.n_pairs = min(len(self.dataset), limit or len(self.dataset))
         if self.n_pairs == 0:
             raise InputError(f"{dataset}: no images. A student needs at least one pair.")
-        height, width = size
+        height, width = self.size = size or self.dataset[0][1].shape[:2]
         self.is_cached = self.n_pairs * height * width * 4 <= MAX_CACHE_BYTES
         self.cache: dict[int, tuple[Pixels, Pixels]] = {}
         self.pool = ThreadPoolExecutor(DECODING_THREADS)
@@ -186,20 +186,3 @@ class FolderPairs:
                 f"{mask.shape[0]} x {mask.shape[1]}. They must agree."
             )
         return cover(image, self.size), cover(mask, self.size)
-
-
-def cover(picture: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scales an image or a mask, keeping its aspect, until it covers `size`; cuts out the centre.
-
-    Args:
-        picture: (H, W, 3) image or (H, W) mask, uint8.
-        size: (height, width) of the result.
-    """
-    height, width = picture.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    scaled = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
-    if scaled != (height, width):
-        picture = resize_mask(picture, scaled) if picture.ndim == 2 else resize(picture, scaled)
-    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
-    # Copied, so that a cache does not hold the whole picture.
-    return picture[top : top + size[0], left : left + size[1]].copy()

@@ -1,5 +1,6 @@
 """How far drawn images are from photos: without a network, and by Inception features."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +91,13 @@ class FrechetDistance:
         if not Path(weights).is_file():
             raise InputError(f"--inception {weights}: there is no such file.")
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
         except (ImportError, RuntimeError, OSError) as error:
             raise InputError(
                 f"--inception needs torch-fidelity and a torchvision that fits torch ({error}). "
                 "Install: pip install 'latentseg[metrics]'; see `latentseg doctor`."
             ) from error
-        self.extractor = FeatureExtractorInceptionV3(
+        self.extractor = module.FeatureExtractorInceptionV3(
             "inception-v3-compat", [FEATURES], feature_extractor_weights_path=str(weights)
         )
         self.n_images = len(photos)

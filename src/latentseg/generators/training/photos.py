@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import InputError, LatentsegError
-from latentseg.images import Pixels, list_images, read_image, resize
+from latentseg.images import Pixels, cover, list_images, read_image
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,8 @@ def _shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.array([orders[position // n][position % n] for position in positions])
 
 
-def crop_to(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """The largest centred part of `image` with the aspect of `size`, resized to it."""
-    height, width = image.shape[:2]
-    scale = min(height / size[0], width / size[1])
-    crop_height, crop_width = round(size[0] * scale), round(size[1] * scale)
-    top, left = (height - crop_height) // 2, (width - crop_width) // 2
-    return resize(image[top : top + crop_height, left : left + crop_width], size)
-
-
 def read_photos(folder: Path | str, size: tuple[int, int], *, with_classes: bool = False) -> Photos:
-    """Reads all photos of a folder, cropped to the aspect of `size` and resized.
+    """Reads all photos of a folder, scaled to cover `size` and cut at the centre.
 
     Args:
         folder: Photos; with `with_classes`, one subfolder of photos per class.
@@ -87,7 +78,7 @@ def read_photos(folder: Path | str, size: tuple[int, int], *, with_classes: bool
 
     def read(path: Path) -> Pixels | LatentsegError:
         try:
-            return crop_to(read_image(path), size)
+            return cover(read_image(path), size)
         except LatentsegError as error:
             return error
 

@@ -117,7 +117,7 @@ def card_text(name: str, licence: str, trained: dict[str, Any]) -> str:
         f"# {name}\n\nA StyleGAN2 trained with `latentseg train-generator`.\n\n"
         f"Licence of the weights: {licence}\n\n"
         "swd is the sliced Wasserstein distance x 1000 to the photos (Karras et al. 2018), mean "
-        "over the levels of the Laplacian pyramid; it needs no network and knows nothing of objects. "
+        "over the levels of the Laplacian pyramid; it needs no network and knows no objects. "
         "swd_floor is the distance between two halves of the photos.\n\n"
         f"| | |\n|---|---|\n{options}\n"
     )
