@@ -1,6 +1,7 @@
 """Training a generator: exact resume, distances, augmentation, photos, and what bad input gets."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,20 +69,20 @@ def test_interrupted_training_ends_as_an_uninterrupted_one(
     assert steps == [8, 16, 24]
 
 
-def test_interrupt_saves_a_checkpoint_and_passes_on(
+def test_interrupt_waits_for_the_step_and_saves_it(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advance = loop.Training.advance
 
-    def advance_until_3(training: loop.Training, batch: Photos) -> dict[str, torch.Tensor]:
+    def interrupted_at_3(training: loop.Training, batch: Photos) -> dict[str, torch.Tensor]:
         if training.step == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return advance(training, batch)
 
-    monkeypatch.setattr(loop.Training, "advance", advance_until_3)
+    monkeypatch.setattr(loop.Training, "advance", interrupted_at_3)
     with pytest.raises(KeyboardInterrupt):
         train_generator(photos, tmp_path / "out", config=TINY, device="cpu", quiet=True)
-    assert [path.stem for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-000000003"]
+    assert [path.stem for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-000000004"]
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
@@ -115,6 +116,7 @@ def test_trained_generator_opens_with_card_and_preview(photos: Path, tmp_path: P
     card = (out / "generator" / "README.md").read_text()
     assert "CC0" in card
     assert "swd_floor" in card
+    assert "latentseg train-generator PHOTOS OUT --images 192 --size 16 16 --channels 8 8 8" in card
     assert len(list((out / "previews").glob("*.png"))) == 3
 
 

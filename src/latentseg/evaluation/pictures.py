@@ -24,6 +24,7 @@ from latentseg.labelers.protocols import Labeler
 from latentseg.seeds import derive_seeds
 
 LONGEST_PX = 256  # pictures are for a page, not for measuring
+SHEET_PX = 128  # a picture in the sheet of the whole story
 LATENT_SHOWN = 144  # coordinates of a latent that are drawn
 CANDIDATES = 32
 STORY_KEY = 0x5709  # keeps the story's latents apart from those of data sets
@@ -85,6 +86,9 @@ def write_story(
         story |= {"photo": middle.name, "iou": middle.iou}
     for name, picture in pictures.items():
         write_image(folder / f"{name}.png", picture)
+    cell = (SHEET_PX, SHEET_PX)
+    sheet = contact_sheet([list(pictures.values())], titles=list(pictures), cell=cell)
+    write_image(folder / "story.png", sheet)
     write_json(folder / "story.json", {**story, "pictures": list(pictures)})
 
 

@@ -1,7 +1,7 @@
 """What a generator training leaves at each report: contact sheet, distance, card, the generator."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from latentseg.generators.stylegan2 import StyleGAN2
 from latentseg.generators.training.distance import FrechetDistance, sliced_wasserstein
 from latentseg.generators.training.photos import Photos
 from latentseg.images import contact_sheet, to_pixels, write_image
+from latentseg.progress import duration
 
 if TYPE_CHECKING:
-    from latentseg.generators.training.loop import Training
+    from latentseg.generators.training.loop import GeneratorTrainingConfig, Training
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 12
 
@@ -51,15 +52,15 @@ class Report:
             row["fid"] = round(self.fid(draw(network, self.fid.n_images, psi=1.0, seed=1)), 2)
         append_metrics(self.out / "metrics.jsonl", row)
         write_preview(network, self.out / "previews" / f"step-{training.step:09d}.png")
-        trained = {**asdict(config), **row}
+        source = f"trained with latentseg train-generator on {len(self.photos)} photos"
         save_generator(
             network,
             self.out / "generator",
             name=self.name,
             licence=self.licence,
-            source=f"trained with latentseg train-generator on {len(self.photos)} photos",
-            trained=trained,
-            card=card_text(self.name, self.licence, trained),
+            source=source,
+            trained={**asdict(config), **row},
+            card=card_text(self.name, self.licence, source, config, row),
         )
 
 
@@ -110,14 +111,48 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     write_text(path, "".join(json.dumps(each) + "\n" for each in [*rows, row]))
 
 
-def card_text(name: str, licence: str, trained: dict[str, Any]) -> str:
+def command_of(config: "GeneratorTrainingConfig", images: int) -> str:
+    """The command that trains this generator on `images` photos, with what is not default."""
+    options = {"images": images}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name != "images":
+            options[field.name] = value
+    flags = [
+        f"--{name.replace('_', '-')} {_flag_value(value)}".rstrip()
+        for name, value in options.items()
+    ]
+    return " ".join(["latentseg train-generator PHOTOS OUT", *flags])
+
+
+def _flag_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def card_text(
+    name: str, licence: str, source: str, config: "GeneratorTrainingConfig", row: dict[str, Any]
+) -> str:
     """The generator's README.md: what it draws, how it was trained, what was reached."""
-    options = "\n".join(f"| {key} | {value} |" for key, value in trained.items())
-    return (
-        f"# {name}\n\nA StyleGAN2 trained with `latentseg train-generator`.\n\n"
-        f"Licence of the weights: {licence}\n\n"
-        "swd is the sliced Wasserstein distance x 1000 to the photos (Karras et al. 2018), mean "
-        "over the levels of the Laplacian pyramid; it needs no network and knows no objects. "
-        "swd_floor is the distance between two halves of the photos.\n\n"
-        f"| | |\n|---|---|\n{options}\n"
-    )
+    measured = "\n".join(f"| {key} | {value} |" for key, value in row.items())
+    return f"""# {name}
+
+A StyleGAN2 for images of {config.size[0]} x {config.size[1]} pixels, {source}:
+
+```
+{command_of(config, row["images"])}
+```
+
+It took {duration(row["seconds"])}. What was reached:
+
+| | |
+|---|---|
+{measured}
+
+`swd` is the sliced Wasserstein distance x 1000 to the photos (Karras et al. 2018), mean over the
+levels of the Laplacian pyramid. It needs no network and knows no objects. `swd_floor` is the
+distance between two halves of the photos. `d`, `g`, `r1` are the last losses.
+
+Licence of the weights: {licence}
+"""
