@@ -13,6 +13,7 @@ from torch import nn
 
 from latentseg import cli
 from latentseg.generators.protocols import Generator
+from latentseg.students.training import PRESETS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -77,6 +78,22 @@ def test_commands_in_documents_exist_with_their_flags(path):
         assert command in cli.COMMANDS, f"latentseg {command}"
         unknown = set(re.findall(r"(--[a-z][a-z-]*)", arguments)) - flags_of(command)
         assert not unknown, f"latentseg {command} {unknown}"
+
+
+def test_the_presets_in_the_methods_are_those_of_the_code():
+    columns = [PRESETS[name] for name in ("paper", "standard", "quick")]
+    rows = {
+        "| width | 1 | 1 |": [f"{config.width:g}" for config in columns],
+        "| steps, batch | 12 000, 95 | 18 000, 128 |": [
+            f"{config.steps:_}, {config.batch}".replace("_", " ") for config in columns
+        ],
+        "| times 0.2 from step | 8 000 | 8 000, never reached |": [
+            f"{config.decay_at:_}".replace("_", " ") for config in columns
+        ],
+    }
+    text = (ROOT / "docs" / "methods.md").read_text()
+    for start, values in rows.items():
+        assert f"{start} {' | '.join(values)} |" in text
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -23,7 +23,7 @@ from latentseg.labelers.directions import (
     sample_latents,
 )
 from latentseg.labelers.losses import LOSSES, grey
-from latentseg.labelers.quality import agreement, choose_radius, edge_alignment, measure_radii
+from latentseg.labelers.quality import agreement, edge_alignment, measure_radii, reliability
 from latentseg.labelers.refinement import RefinementConfig
 from latentseg.seeds import derive_seeds
 from tests.world import World, fitted, seeds
@@ -204,9 +204,17 @@ def test_measure_radii_when_the_radius_grows_then_edges_and_brightness_change_mo
     assert rows[1]["edge_change"]["light"] > rows[0]["edge_change"]["light"]
     assert rows[1]["brightness_change"]["light"] > rows[0]["brightness_change"]["light"] > 0
     assert rows[1]["brightness_change"]["dark"] < rows[0]["brightness_change"]["dark"] < 0
-    assert rows[0]["agreement"] is None
-    assert rows[1]["agreement"] > 0.9
-    assert choose_radius(rows) in (1.0, 3.0)
+    assert rows[0]["agreement"] == rows[1]["agreement"] > 0.9
+
+
+def test_reliability_when_masks_depend_on_the_radius_or_are_refused_then_lower():
+    steady = {"agreement": 0.9, "kept": 0.8}
+    assert reliability(steady) > reliability({**steady, "agreement": 0.7})
+    assert reliability(steady) > reliability({**steady, "kept": 0.5})
+
+
+def test_fit_when_nothing_is_fixed_then_the_world_is_labelled_by_opposite_steps():
+    assert fitted().config.is_opposite
 
 
 def test_fit_when_given_a_folder_then_it_holds_labeler_report_and_picture(tmp_path: Path):

@@ -34,10 +34,11 @@ from latentseg.images import write_image
 from latentseg.labelers.losses import LOSSES, centre_minus_border, grey
 from latentseg.labelers.protocols import Labelled
 from latentseg.labelers.quality import (
-    choose_radius,
+    RADII,
     contact_sheet,
     measure_radii,
     quality_report,
+    reliability,
 )
 from latentseg.labelers.refinement import FILTERS, RefinementConfig, refine
 from latentseg.progress import Progress, say
@@ -74,9 +75,10 @@ class DirectionsConfig:
             made and the last direction is kept.
         mode: "light" and "dark" take one direction, "both" the difference of the two.
         is_opposite: In mode "both", step along v and -v, v being the normalised difference of the
-            two directions. What they share moves the layout of both images alike, which spoils
-            the mask without adding to it.
-        generation_radius: Length of the step that makes masks; None: chosen, see `choose_radius`.
+            two directions, instead of along each of them. What the two share moves both images
+            alike: sometimes it only spoils the mask, sometimes it keeps the object in place. None:
+            chosen, see `quality.reliability`.
+        generation_radius: Length of the step that makes masks; None: chosen in the same way.
         refinement: Thresholds of the filters.
     """
 
@@ -94,7 +96,7 @@ class DirectionsConfig:
     restart_steps: int = 50
     tolerance: float = 0.01
     mode: Mode = "both"
-    is_opposite: bool = True
+    is_opposite: bool | None = None
     generation_radius: float | None = None
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
 
@@ -538,11 +540,27 @@ def _fit(
                 quiet=quiet,
             )
     values = {sign: direction.values for sign, direction in directions.items()}
-    probe = replace(config, generation_radius=config.generation_radius or config.radius)
-    labeler = DirectionsLabeler(generator, values, config=probe, seed=seed)
-    radii = measure_radii(labeler)
-    if config.generation_radius is None:
-        chosen = replace(config, generation_radius=choose_radius(radii))
-        labeler = labeler.with_config(chosen)
-        say(f"generation radius {chosen.generation_radius:g}", quiet=quiet)
+    labeler, radii = _choose(generator, values, config, seed)
+    chosen = labeler.config
+    pairing = " along opposite steps" if chosen.is_opposite and chosen.mode == "both" else ""
+    say(f"generation radius {chosen.generation_radius:g}{pairing}", quiet=quiet)
     return labeler, directions, radii
+
+
+def _choose(
+    generator: Generator, values: Mapping[str, Tensor], config: DirectionsConfig, seed: int
+) -> tuple[DirectionsLabeler, list[dict[str, Any]]]:
+    """The most reliable labeler among what `config` leaves open, and the curves over its radius."""
+    is_open = config.is_opposite is None and config.mode == "both"
+    tried = []
+    for is_opposite in (False, True) if is_open else (bool(config.is_opposite),):
+        radius = config.generation_radius or config.radius
+        fixed = replace(config, is_opposite=is_opposite, generation_radius=radius)
+        labeler = DirectionsLabeler(generator, values, config=fixed, seed=seed)
+        rows = measure_radii(labeler, tuple(sorted({*RADII, radius})))
+        allowed = [row for row in rows if config.generation_radius in (None, row["radius"])]
+        best = max(allowed, key=reliability)
+        chosen = replace(fixed, generation_radius=best["radius"])
+        tried.append((reliability(best), labeler.with_config(chosen), rows))
+    _, labeler, rows = max(tried, key=lambda entry: entry[0])
+    return labeler, rows

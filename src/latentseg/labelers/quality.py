@@ -17,7 +17,7 @@ from latentseg.labelers.refinement import Masks, area_share
 if TYPE_CHECKING:
     from latentseg.labelers.directions import Direction, DirectionsLabeler
 
-RADII = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+RADII = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 
 def outline(masks: Masks) -> Masks:
@@ -63,14 +63,14 @@ def measure_radii(
         For each radius: `edge_change`, by sign, the mean change of edge strength as a share of its
         mean; `brightness_change`, by sign, of the centre against the border; `kept`, the share of
         samples that pass the filters; the mean `area` and `edge_alignment` of the masks;
-        `agreement` with the masks of the radius before.
+        `agreement`, the mean IoU with the masks of the other radii.
     """
     latents = labeler.own_latents(n)
     with torch.no_grad():
         x = labeler.generator(latents)
     strength, contrast = edges(x), centre_minus_border(x)
     rows: list[dict[str, Any]] = []
-    before: Masks | None = None
+    all_masks: list[Masks] = []
     for radius in radii:
         moved = labeler.with_config(replace(labeler.config, generation_radius=radius))
         shifted = moved.shifted(latents)
@@ -90,16 +90,25 @@ def measure_radii(
                 "kept": float((labelled.rejected_by == 0).float().mean()),
                 "area": float(area_share(masks).mean()),
                 "edge_alignment": float(edge_alignment(masks, strength.cpu().numpy()).mean()),
-                "agreement": None if before is None else float(agreement(masks, before).mean()),
             }
         )
-        before = masks
+        all_masks.append(masks)
+    for row, masks in zip(rows, all_masks, strict=True):
+        others = [other for other in all_masks if other is not masks] or [masks]
+        row["agreement"] = float(np.mean([agreement(masks, other).mean() for other in others]))
     return rows
 
 
-def choose_radius(rows: list[dict[str, Any]]) -> float:
-    """TODO."""
-    return max(rows, key=lambda row: row["edge_alignment"] * row["kept"] ** 0.5)["radius"]
+def reliability(row: dict[str, Any]) -> float:
+    """How far masks made at a radius can be trusted, without labels, in [0, 1].
+
+    Their agreement with the masks of the other radii times the share that passes the filters: a
+    mask that depends on the length of the step, or that the filters refuse, is a chance result.
+
+    Args:
+        row: What `measure_radii` saw at the radius.
+    """
+    return row["agreement"] * row["kept"]
 
 
 def quality_report(
