@@ -1,4 +1,4 @@
-"""The ablations of Melas-Kyriazi et al. 2021 on one generator: python benchmarks/ablations.py --data DATASET.
+"""The ablations of Melas-Kyriazi et al. 2021: python benchmarks/ablations.py --data DATASET.
 
 Directions (their Table 3), weight of the contrast loss (Table 4), length of the step (Table 7; here
 of the step that makes masks). Everything else stays: search, number of pairs, student, protocol.
@@ -28,7 +28,7 @@ SEARCH = DirectionsConfig(is_opposite=False, generation_radius=5.0)
 
 @dataclass(frozen=True)
 class Ablation:
-    """Fits, labels, trains and measures with one thing changed; finished parts are not done again."""
+    """Fits, labels, trains and measures with one thing changed; finished parts stay."""
 
     generator: str
     dataset: RealDataset

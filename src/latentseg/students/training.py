@@ -60,8 +60,8 @@ class TrainConfig:
 PRESETS = {
     # minutes on two CPU cores
     "quick": TrainConfig(width=0.25, steps=500, batch=32, decay_at=350, augment="photo"),
-    # the bundled segmenter's: a quarter of an hour on two CPU cores
-    "standard": TrainConfig(width=0.375, steps=1500, batch=32, decay_at=1000, augment="photo"),
+    # the bundled segmenter's
+    "standard": TrainConfig(width=0.375, steps=1200, batch=32, decay_at=800, augment="photo"),
     # Melas-Kyriazi et al. 2021; wants a GPU
     "paper": TrainConfig(),
 }
