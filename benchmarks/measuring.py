@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -104,16 +105,16 @@ def _processor() -> str:
 
 
 def show(title: str, rows: Sequence[Row], *, device: str, json_file: Path | None) -> None:
-    """Prints the rows as a table with the machine below; writes them to a JSON file if asked."""
+    """Prints the rows as a Markdown table with the machine below; writes them as JSON if asked."""
     described = machine(device)
-    table = Table(
-        title=title, caption=", ".join(f"{key} {value}" for key, value in described.items())
-    )
+    table = Table(box=box.MARKDOWN)
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
-    Console(width=max(Console().width, 110)).print(table)
+    print(f"{title}\n")
+    Console(width=160).print(table)
+    print("\n" + ", ".join(f"{key} {value}" for key, value in described.items()))
     if json_file is not None:
         result = {"title": title, "machine": described, "rows": [dict(row) for row in rows]}
         json_file.write_text(json.dumps(result, indent=2) + "\n")

@@ -19,9 +19,12 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from latentseg import __version__
 from latentseg.errors import InputError, LatentsegError
+from latentseg.files import read_json, write_json
 from latentseg.interrupts import Terminated
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from latentseg.students.segmenter import Segmenter
 
 GeneratorName = Annotated[
@@ -138,15 +141,14 @@ def run(
         device=common.device,
         quiet=common.quiet,
     )
-    results = json_module.loads((out / "results.json").read_text())
-    _print_results(results)
-    print(f"report: {out / 'report.html'}\nmodel: {out / 'model'}")
+    results = read_json(out / "results.json")
+    _print_results(common, results)
+    _tell(common, f"report: {out / 'report.html'}\nmodel: {out / 'model'}")
     _write_json(common, results)
 
 
 def generators(*, common: CommonFlags = COMMON) -> None:
     """What is bundled, what else can be opened, and which labelers each serves."""
-    from rich.console import Console
     from rich.table import Table
 
     from latentseg.generators import list_generators, load_generator
@@ -182,8 +184,8 @@ def generators(*, common: CommonFlags = COMMON) -> None:
             *("yes" if able else "-" for able in abilities.values()),
             bundled.licence,
         )
-    Console().print(table)
-    print("A folder written by `latentseg train-generator` and module:callable can be opened, too.")
+    _console(common).print(table)
+    _tell(common, "Folders of `latentseg train-generator` and module:callable can be opened, too.")
     _write_json(common, rows)
 
 
@@ -260,8 +262,8 @@ def train_generator(
         device=common.device,
         quiet=common.quiet,
     )
-    print(folder)
-    _write_json(common, json_module.loads((folder / "config.json").read_text()))
+    _tell(common, str(folder))
+    _write_json(common, read_json(folder / "config.json"))
 
 
 def fit(
@@ -311,8 +313,8 @@ def fit(
     )
     opened = load_generator(generator, device=common.device)
     fit_directions(opened, config=config, seed=seed, out=out, quiet=common.quiet)
-    print(f"{out}\nlook at: {out / 'contact_sheet.png'}")
-    _write_json(common, json_module.loads((out / "quality.json").read_text()))
+    _tell(common, f"{out}\nlook at: {out / 'contact_sheet.png'}")
+    _write_json(common, read_json(out / "quality.json"))
 
 
 def synth(
@@ -347,8 +349,8 @@ def synth(
     folder = synthesize(
         opened, fitted, count=count, out=out, seed=seed, suffix=suffix, quiet=common.quiet
     )
-    print(folder)
-    _write_json(common, json_module.loads((folder / "dataset.json").read_text()))
+    _tell(common, str(folder))
+    _write_json(common, read_json(folder / "dataset.json"))
 
 
 def train(
@@ -416,8 +418,8 @@ def train(
             quiet=common.quiet,
         )
     model = out / "photos" / "model" if photos else out / "model"
-    print(model)
-    _write_json(common, json_module.loads((model / "config.json").read_text()))
+    _tell(common, str(model))
+    _write_json(common, read_json(model / "config.json"))
 
 
 def evaluate(
@@ -453,7 +455,7 @@ def evaluate(
     beside = floors(opened, protocol=protocol, limit=limit)
     values = {**result.to_json(), "setting": model}
     values["floors"] = {name: floor.to_json() for name, floor in beside.items()}
-    _print_results([values])
+    _print_results(common, [values])
     _write_json(common, {**values, "per_image": result.to_json(per_image=True)["per_image"]})
 
 
@@ -484,7 +486,7 @@ def predict(
     written, problems = predict_files(
         _segmenter(model, common), photos, out, flip=flip, quiet=common.quiet
     )
-    print(f"{len(written)} photos segmented: {out}")
+    _tell(common, f"{len(written)} photos segmented: {out}")
     _write_json(common, {"written": [str(path) for path in written], "problems": problems})
     if problems:
         listed = "\n  ".join(problems)
@@ -513,7 +515,7 @@ def check(
         listed = "\n  ".join(problems)
         raise InputError(f"{dataset}: {len(problems)} problems:\n  {listed}")
     opened = open_dataset(dataset, classes=classes, foreground=foreground)
-    print(f"{dataset}: {len(opened)} pairs, classes {', '.join(opened.classes)}: sound")
+    _tell(common, f"{dataset}: {len(opened)} pairs, classes {', '.join(opened.classes)}: sound")
 
 
 def doctor(*, common: CommonFlags = COMMON) -> None:
@@ -522,7 +524,7 @@ def doctor(*, common: CommonFlags = COMMON) -> None:
 
     findings = diagnose()
     for name, finding in findings.items():
-        print(f"{name:<22} {finding}")
+        _tell(common, f"{name:<22} {finding}")
     _write_json(common, findings)
 
 
@@ -585,12 +587,11 @@ def _segmenter(model: str, common: Common) -> "Segmenter":
 def _licence(dataset: Path) -> str:
     description = dataset / "dataset.json"
     if description.is_file():
-        return json_module.loads(description.read_text()).get("licence", "That of the dataset.")
+        return read_json(description).get("licence", "That of the dataset.")
     return "That of the dataset."
 
 
-def _print_results(results: list[dict[str, Any]]) -> None:
-    from rich.console import Console
+def _print_results(common: Common, results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     for dataset in dict.fromkeys(result["dataset"] for result in results):
@@ -608,7 +609,18 @@ def _print_results(results: list[dict[str, Any]]) -> None:
         for setting, row in rows.items():
             numbers = (row[name] for name in ("acc", "iou", "iou_pooled", "max_f"))
             table.add_row(setting, *("-" if n is None else f"{n:.3f}" for n in numbers))
-        Console().print(table)
+        _console(common).print(table)
+
+
+def _console(common: Common) -> "Console":
+    """Where people read the result: stdout, unless JSON is to be there."""
+    from rich.console import Console
+
+    return Console(stderr=str(common.json) == "-")
+
+
+def _tell(common: Common, text: str) -> None:
+    print(text, file=sys.stderr if str(common.json) == "-" else sys.stdout)
 
 
 def _write_json(common: Common, value: Any) -> None:
@@ -617,6 +629,4 @@ def _write_json(common: Common, value: Any) -> None:
     if str(common.json) == "-":
         print(json_module.dumps(value, indent=2))
         return
-    from latentseg.files import write_json
-
     write_json(common.json, value)

@@ -77,7 +77,7 @@ PRESETS = {
     ),
     # the quality that the bundled segmenter has
     "standard": RunConfig(
-        count=12_000,
+        count=8_000,
         student=STUDENTS["standard"],
         rounds=SelfTrainingConfig(rounds=3, train=STUDENTS["standard"]),
     ),
@@ -161,10 +161,10 @@ def run(
         job.measure(settings, supervised, measured)
         segmenter = job.finish(list(settings.values())[-1])
         job.show(next(iter(labelers.values())), segmenter, measured)
+        render_report(out)
+        write_manifest(out, keep=lambda path: keep_dataset or path.parts[0] != "dataset")
         if not keep_dataset:
             shutil.rmtree(out / "dataset", ignore_errors=True)
-        render_report(out)
-        write_manifest(out)
     return segmenter
 
 

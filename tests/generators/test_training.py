@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from latentseg.checkpoints import Checkpoints
 from latentseg.errors import DivergedError, InputError
-from latentseg.files import read_safetensors
 from latentseg.generators import load_generator
 from latentseg.generators.training import GeneratorTrainingConfig, loop, train_generator
 from latentseg.generators.training.augmentation import augment
@@ -36,7 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def final_weights(out: Path) -> dict[str, torch.Tensor]:
-    return read_safetensors(sorted((out / "checkpoints").glob("*.safetensors"))[-1])
+    return Checkpoints(out / "checkpoints").load()[1]
 
 
 class Killed(Exception):
@@ -82,7 +82,7 @@ def test_interrupt_waits_for_the_step_and_saves_it(
     monkeypatch.setattr(loop.Training, "advance", interrupted_at_3)
     with pytest.raises(KeyboardInterrupt):
         train_generator(photos, tmp_path / "out", config=TINY, device="cpu", quiet=True)
-    assert [path.stem for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-000000004"]
+    assert [path.stem for path in (tmp_path / "out/checkpoints").iterdir()] == ["step-0000004"]
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
@@ -91,10 +91,12 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
     out = tmp_path / "out"
     train_generator(photos, out, config=TINY, device="cpu", quiet=True)
     expected = final_weights(out)
-    newest = sorted((out / "checkpoints").glob("*.safetensors"))[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
+    damaged = sorted((out / "checkpoints").glob("*/state.safetensors"))[-1]
+    content = bytearray(damaged.read_bytes())
+    content[-9] ^= 1
+    damaged.write_bytes(bytes(content))
     train_generator(photos, out, config=TINY, device="cpu")
-    assert "not usable" in capsys.readouterr().err
+    assert "not used" in capsys.readouterr().err
     actual = final_weights(out)
     assert all(torch.equal(actual[name], expected[name]) for name in actual.keys() - {"seconds"})
 
@@ -131,7 +133,7 @@ def test_infinite_loss_stops_and_keeps_the_checkpoint(
         return advance(training, batch) | {"g": torch.tensor(float("nan"))}
 
     monkeypatch.setattr(loop.Training, "advance", diverge)
-    with pytest.raises(DivergedError, match="step-000000008"):
+    with pytest.raises(DivergedError, match="step-0000008"):
         train_generator(photos, out, config=TINY, device="cpu", quiet=True)
     assert all(torch.isfinite(value).all() for value in final_weights(out).values())
 

@@ -66,7 +66,7 @@ def test_batches_give_the_scores_of_single_images_in_order():
         make_image(16, 16, 3),
     ]
     for image, scores in zip(images, segmenter.scores_batch(images), strict=True):
-        np.testing.assert_allclose(scores, segmenter.scores(image), atol=1e-5)
+        np.testing.assert_allclose(scores, segmenter.scores(image), atol=1e-4)
     assert segmenter.scores_batch([]) == []
     assert segmenter.predict([]) == []
 

@@ -33,9 +33,12 @@ def predict_files(
         The masks written, and a message for each photo that could not be read.
 
     Raises:
-        InputError: a folder without photos, or two photos whose results would have one name.
+        InputError: a folder without photos, results that would lie among the photos, or two photos
+            whose results would have one name.
     """
     out = Path(out)
+    if any(Path(photo).resolve() == out.resolve() for photo in photos):
+        raise InputError(f"{out}: holds the photos. Give another folder for the results.")
     paths = [path for photo in photos for path in _expanded(Path(photo))]
     _refuse_equal_names(paths)
     written, problems = [], []

@@ -11,7 +11,7 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,7 +29,16 @@ from latentseg.files import (
     write_safetensors,
     write_text,
 )
-from latentseg.images import Pixels, cut_out, overlay, read_image, resize, to_tensor, write_mask
+from latentseg.images import (
+    Pixels,
+    cut_out,
+    overlay,
+    read_image,
+    resize,
+    to_image,
+    to_tensor,
+    write_mask,
+)
 from latentseg.students.model_card import check_card, render_card
 from latentseg.students.networks import build_network
 
@@ -439,7 +448,7 @@ def _read(photo: Photo) -> Pixels:
     if isinstance(photo, Path | str):
         return read_image(photo)
     if isinstance(photo, Image.Image):
-        return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+        return to_image(photo)
     _check_image(photo)
     return photo
 

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from latentseg.checkpoints import load_state, save_state
 from latentseg.devices import autocast, pick_device, pick_precision
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import claim, locked, write_json, write_manifest
 from latentseg.images import IGNORE, Pixels, cover, list_images, read_image, to_tensor
 from latentseg.labelers.refinement import area_share, large_components
 from latentseg.progress import Progress, say
-from latentseg.students.checkpoints import load_state, save_state
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import PRESETS, TrainConfig, train
 from latentseg.synthesis.pairs import Batch, Pairs

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import latentseg
+from latentseg.checkpoints import Checkpoints
 from latentseg.devices import autocast, pick_device, pick_precision
 from latentseg.errors import DivergedError, InputError
 from latentseg.files import MANIFEST, claim, locked, write_manifest, write_text
@@ -19,7 +20,6 @@ from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
 from latentseg.students.augmentation import AUGMENTATIONS, augment
-from latentseg.students.checkpoints import Checkpoints
 from latentseg.students.model_card import check_card
 from latentseg.students.networks import build_network, count_parameters
 from latentseg.students.segmenter import Segmenter
@@ -61,7 +61,7 @@ PRESETS = {
     # minutes on two CPU cores
     "quick": TrainConfig(width=0.25, steps=500, batch=32, decay_at=350, augment="photo"),
     # the bundled segmenter's
-    "standard": TrainConfig(width=0.375, steps=1200, batch=32, decay_at=800, augment="photo"),
+    "standard": TrainConfig(width=0.375, steps=800, batch=32, decay_at=550, augment="photo"),
     # Melas-Kyriazi et al. 2021; wants a GPU
     "paper": TrainConfig(),
 }

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentseg.checkpoints import Checkpoints
 from latentseg.devices import autocast, pick_device, pick_precision
-from latentseg.errors import CorruptFileError, DivergedError
-from latentseg.files import claim, locked, read_safetensors, write_safetensors
+from latentseg.errors import DivergedError
+from latentseg.files import claim, locked
 from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from latentseg.generators.training.augmentation import augment
 from latentseg.generators.training.discriminator import Discriminator
@@ -287,14 +288,20 @@ def train_generator(
     with locked(out):
         claim(out, wanted, free=("images",))
         training = Training(config, len(read.classes), pick_device(device))
-        _resume(training, out / "checkpoints", quiet)
+        checkpoints = Checkpoints(out / "checkpoints")
+        step, state = checkpoints.load()
+        if state:
+            training.load(state)
+            say(f"continuing from step {step}", quiet=quiet)
         fid = None if inception is None else FrechetDistance(inception, read.pixels)
         report = Report(out, read, name=name or out.absolute().name, licence=licence, fid=fid)
-        _loop(training, read, report, quiet)
+        _loop(training, read, checkpoints, report, quiet)
     return out / "generator"
 
 
-def _loop(training: Training, photos: Photos, report: Report, quiet: bool) -> None:
+def _loop(
+    training: Training, photos: Photos, checkpoints: Checkpoints, report: Report, quiet: bool
+) -> None:
     config = training.config
     last = math.ceil(config.images / config.batch)
     interval = max(config.report_images // config.batch, 1)
@@ -305,7 +312,7 @@ def _loop(training: Training, photos: Photos, report: Report, quiet: bool) -> No
         ),
         quiet=quiet,
     )
-    label, checkpoints = f"train-generator {report.name}", report.out / "checkpoints"
+    label = f"train-generator {report.name}"
     losses: dict[str, Tensor] = {}
     began, seconds_before = time.monotonic(), training.seconds
     with (
@@ -322,36 +329,18 @@ def _loop(training: Training, photos: Photos, report: Report, quiet: bool) -> No
                 progress.update(training.step, **{k: v.item() for k, v in losses.items()})
                 training.seconds = seconds_before + time.monotonic() - began
             if is_due or interrupt.is_held:
-                save_checkpoint(training, checkpoints)
+                checkpoints.save(training.step, training.state())
             interrupt.release()
             if is_due:
                 report.write(training, losses)
 
 
-def _check(losses: dict[str, Tensor], training: Training, checkpoints: Path) -> None:
+def _check(losses: dict[str, Tensor], training: Training, checkpoints: Checkpoints) -> None:
     for name, value in losses.items():
         if not torch.isfinite(value):
-            kept = sorted(checkpoints.glob("*.safetensors"))
+            newest = checkpoints.newest()
             raise DivergedError(
-                f"{checkpoints.parent}: the loss {name!r} is {value.item()} after step "
-                f"{training.step}. Last good checkpoint: {kept[-1].name if kept else 'none'}. "
+                f"{checkpoints.folder.parent}: the loss {name!r} is {value.item()} after step "
+                f"{training.step}. Last good checkpoint: {newest.name if newest else 'none'}. "
                 "Try a lower learning rate in a new folder."
             )
-
-
-def save_checkpoint(training: Training, folder: Path, *, kept: int = 2) -> None:
-    """Writes the whole state atomically and deletes all but the newest `kept` checkpoints."""
-    write_safetensors(folder / f"step-{training.step:09d}.safetensors", training.state())
-    for old in sorted(folder.glob("step-*.safetensors"))[:-kept]:
-        old.unlink()
-
-
-def _resume(training: Training, folder: Path, quiet: bool) -> None:
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
-        try:
-            training.load(read_safetensors(path))
-        except (CorruptFileError, KeyError, RuntimeError, ValueError) as error:
-            say(f"{path}: not usable ({error}); trying the one before.", quiet=quiet)
-            continue
-        say(f"continuing from {path.name}", quiet=quiet)
-        return

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from latentseg.checkpoints import Checkpoints, load_state, save_state
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.students.checkpoints import Checkpoints, load_state, save_state
 
 
 def damage(path):
