@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from latentseg.students.segmenter import Segmenter
+    from latentseg.students.training import TrainConfig
 
 GeneratorName = Annotated[
     Positional[str],
@@ -115,11 +116,7 @@ def run(
         generation_radius=radius,
         contrast_weight=contrast_weight,
     )
-    student = _changed(base.student, network=network, width=width, steps=steps)
-    if steps is not None:
-        student = replace(
-            student, decay_at=round(steps * base.student.decay_at / base.student.steps)
-        )
+    student = _student(base.student, network=network, width=width, steps=steps)
     config = replace(
         base,
         directions=directions,
@@ -394,11 +391,8 @@ def train(
     from latentseg.synthesis.pairs import FolderPairs
 
     base = PRESETS[preset]
-    config = _changed(
-        base, network=network, width=width, steps=steps, batch=batch, lr=lr, augment=augment
-    )
-    if steps is not None:
-        config = replace(config, decay_at=round(steps * base.decay_at / base.steps))
+    config = _student(base, network=network, width=width, steps=steps)
+    config = _changed(config, batch=batch, lr=lr, augment=augment)
     config = replace(config, seed=seed)
     opened = open_dataset(dataset)
     pairs = FolderPairs(opened, size=size, seed=seed)
@@ -576,6 +570,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _changed(config: Any, **options: Any) -> Any:
     """`config` with the options that were given, that is, that are not None."""
     return replace(config, **{name: value for name, value in options.items() if value is not None})
+
+
+def _student(
+    base: "TrainConfig", *, network: str | None, width: float | None, steps: int | None
+) -> "TrainConfig":
+    """`base` with other sizes; the learning rate falls at the same share of the steps."""
+    if network not in (None, "unet") and width is None:
+        width = 1.0  # the width of a preset is one of the U-Net
+    decay_at = None if steps is None else round(steps * base.decay_at / base.steps)
+    return _changed(base, network=network, width=width, steps=steps, decay_at=decay_at)
 
 
 def _segmenter(model: str, common: Common) -> "Segmenter":
