@@ -22,8 +22,8 @@ from latentseg.synthesis.pairs import FolderPairs
 from latentseg.synthesis.writers import synthesize
 
 RADII = (2.0, 4.0, 5.0, 6.0, 8.0)
-WEIGHTS = (0.5, 1.0, 5.0)  # the default of 2 is the row "light and dark"
-SEARCH = DirectionsConfig(is_opposite=False, generation_radius=5.0)
+WEIGHTS = (0.5, 1.0, 5.0)  # the official weight of 2 is the row "light and dark"
+SEARCH = DirectionsConfig(contrast_weight=2.0, is_opposite=False, generation_radius=5.0)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ PRESETS = {
     "standard": RunConfig(
         count=8_000,
         student=STUDENTS["standard"],
-        rounds=SelfTrainingConfig(rounds=3, train=STUDENTS["standard"]),
+        rounds=SelfTrainingConfig(rounds=2, train=STUDENTS["standard"]),
     ),
     # the settings of Melas-Kyriazi et al. 2021; wants a GPU
     "paper": RunConfig(

@@ -83,7 +83,7 @@ class DirectionsConfig:
     """
 
     loss: Literal["official", "paper"] = "official"
-    contrast_weight: float = 2.0
+    contrast_weight: float = 1.0
     structure_weight: float = 10.0
     radius: float = 2.0
     radius_spread: float = 0.5
@@ -134,6 +134,7 @@ class DirectionsConfig:
 
 
 _AS_PUBLISHED = DirectionsConfig(
+    contrast_weight=2.0,
     restarts=1,
     tolerance=0.0,
     is_opposite=False,

@@ -102,13 +102,14 @@ def measure_radii(
 def reliability(row: dict[str, Any]) -> float:
     """How far masks made at a radius can be trusted, without labels, in [0, 1].
 
-    Their agreement with the masks of the other radii times the share that passes the filters: a
-    mask that depends on the length of the step, or that the filters refuse, is a chance result.
+    Their agreement with the masks of the other radii times the root of the share that passes the
+    filters: a mask that depends on the length of the step, or that the filters refuse, is a chance
+    result. The root, because that share rises with the step by itself.
 
     Args:
         row: What `measure_radii` saw at the radius.
     """
-    return row["agreement"] * row["kept"]
+    return row["agreement"] * row["kept"] ** 0.5
 
 
 def quality_report(

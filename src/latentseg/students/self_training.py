@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class SelfTrainingConfig:
     scales: tuple[float, ...] = (1.0, 1.5)  # at which the teacher sees each photo; averaged
     temperature: float = 0.5  # of the labels: 1 as the teacher says, towards 0: hard
     confidence_power: float = 1.0  # weight of a pixel: its confidence to this power; 0: all alike
+    match_area: bool = True  # let objects cover, on average, the share that synthetic ones cover
     min_component: float = 0.2  # components stay above this share of the largest one's area
     min_consistency: float = 0.5  # least IoU of the masks of one photo over scales and mirror image
     stop_agreement: float = 0.95  # mean IoU of successive students' masks at which to stop
@@ -70,7 +71,7 @@ class PhotoLabels:
     @property
     def foreground(self) -> NDArray[np.bool_]:
         """(N, H, W): where the classes together are more likely than the background."""
-        return self.probabilities.sum(dim=1, dtype=torch.int16).numpy() > 127
+        return _foreground(self.probabilities).numpy() > 127
 
     @property
     def areas(self) -> NDArray[np.float64]:
@@ -258,8 +259,16 @@ def read_photos(
     return pictures
 
 
-def likely_areas(pairs: Pairs) -> tuple[float, float]:
-    """Least and largest share of a photo that an object may cover, learned from synthetic masks.
+class Areas(NamedTuple):
+    """Shares of a photo that an object covers: at least, on average, and at most."""
+
+    least: float
+    mean: float
+    most: float
+
+
+def likely_areas(pairs: Pairs) -> Areas:
+    """Shares of a photo that an object may cover, learned from synthetic masks.
 
     From half of their 1 % quantile to halfway between their 99 % quantile and the whole image:
     generated objects are likely to be more alike than real ones.
@@ -269,8 +278,9 @@ def likely_areas(pairs: Pairs) -> tuple[float, float]:
         masks, weights = soft_labels(pairs.batch(step, LABEL_BATCH), pairs.classes)
         covered = ((1 - masks[:, 0]) * weights).sum(dim=(1, 2))
         shares.append(covered / weights.sum(dim=(1, 2)).clamp(min=1))
-    low, high = np.quantile(torch.cat(shares).cpu().numpy(), [0.01, 0.99])
-    return float(low / 2), float((1 + high) / 2)
+    all_shares = torch.cat(shares).cpu().numpy()
+    low, high = np.quantile(all_shares, [0.01, 0.99])
+    return Areas(float(low / 2), float(all_shares.mean()), float((1 + high) / 2))
 
 
 @torch.inference_mode()
@@ -278,7 +288,7 @@ def label_photos(
     segmenter: Segmenter,
     photos: Pixels,
     config: SelfTrainingConfig,
-    areas: tuple[float, float],
+    areas: Areas,
     *,
     quiet: bool = False,
 ) -> PhotoLabels:
@@ -288,12 +298,12 @@ def label_photos(
         segmenter: The student.
         photos: (N, H, W, 3) uint8, all at the size of the student's training.
         config: How.
-        areas: Least and largest share of a photo that its object may cover.
+        areas: Shares of a photo that its object may cover.
         quiet: No progress line.
     """
     device = segmenter.device
     dtype = pick_precision("auto", device)
-    probabilities, consistency = [], []
+    answers, consistency = [], []
     with Progress("label photos", total=len(photos), quiet=quiet) as progress:
         for start in range(0, len(photos), LABEL_BATCH):
             x = to_tensor(photos[start : start + LABEL_BATCH]).to(device)
@@ -301,20 +311,62 @@ def label_photos(
                 views = _views(segmenter, x, config.scales)
             mean = views.mean(dim=0).cpu()
             masks = (views[:, :, 0] < 0.5).cpu().numpy()
-            mask = mean[:, 0].numpy() < 0.5
-            consistency.append(np.mean([_ious(view, mask) for view in masks], axis=0))
-            removed = torch.from_numpy(mask & ~large_components(mask, config.min_component))
-            classes = mean[:, 1:] * ~removed[:, None]
-            probabilities.append((classes * 255).round().to(torch.uint8))
+            consistency.append([_ious(view, mean[:, 0].numpy() < 0.5) for view in masks])
+            answers.append((mean[:, 1:] * 255).round().to(torch.uint8))
             progress.update(start + len(x))
+    probabilities = torch.cat(answers)
+    if config.match_area:
+        probabilities = match_area(probabilities, areas.mean)
     labels = PhotoLabels(
-        torch.cat(probabilities),
-        torch.from_numpy(np.concatenate(consistency)).float(),
+        _without_small_components(probabilities, config.min_component),
+        torch.from_numpy(np.concatenate(consistency, axis=1).mean(axis=0)).float(),
         torch.ones(len(photos), dtype=torch.bool),
     )
     share = torch.from_numpy(labels.areas)
-    is_likely = (share >= areas[0]) & (share <= areas[1])
+    is_likely = (share >= areas.least) & (share <= areas.most)
     return replace(labels, is_kept=is_likely & (labels.consistency >= config.min_consistency))
+
+
+def match_area(probabilities: Tensor, share: float) -> Tensor:
+    """Shifts the odds of the foreground, alike for all pixels, until it covers `share` of them.
+
+    Without this, what a student draws too large is learned by the next one and grows from round
+    to round.
+
+    Args:
+        probabilities: (N, K, H, W) uint8, 0..255 for 0..1, of the classes without the background.
+        share: Of all pixels together, in (0, 1).
+
+    Source: distribution alignment, Berthelot et al. 2020 (ReMixMatch), with the synthetic masks
+    in place of labels.
+    """
+    levels = torch.arange(256, dtype=torch.float64)
+    foreground = _foreground(probabilities)
+    above = torch.bincount(foreground.flatten().long(), minlength=256).flip(0).cumsum(0).flip(0)
+    reached = int((above >= share * foreground.numel()).sum())
+    threshold = min(max(reached - 1.5, 0.5), 254.5)
+    odds = (levels + 0.5) / (255.5 - levels) * (255.5 - threshold) / (threshold + 0.5)
+    factors = (255 * odds / (1 + odds) / levels.clamp(min=1)).float()
+    return torch.cat(
+        [
+            (some * factors[_foreground(some).long()][:, None]).round().to(torch.uint8)
+            for some in probabilities.split(LABEL_BATCH)
+        ]
+    )
+
+
+def _foreground(probabilities: Tensor) -> Tensor:
+    """The classes together, (N, K, H, W) to (N, H, W) uint8."""
+    return probabilities.sum(dim=1, dtype=torch.int32).clamp(max=255).to(torch.uint8)
+
+
+def _without_small_components(probabilities: Tensor, min_component: float) -> Tensor:
+    cleaned = []
+    for some in probabilities.split(LABEL_BATCH):
+        mask = _foreground(some).numpy() > 127
+        removed = torch.from_numpy(mask & ~large_components(mask, min_component))
+        cleaned.append(some * ~removed[:, None])
+    return torch.cat(cleaned)
 
 
 def soft_labels(batch: Batch, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -372,7 +424,7 @@ def _labels(
     segmenter: Segmenter,
     photos: Pixels,
     config: SelfTrainingConfig,
-    areas: tuple[float, float],
+    areas: Areas,
     *,
     folder: Path,
     quiet: bool,
