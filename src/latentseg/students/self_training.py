@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class SelfTrainingConfig:
     scales: tuple[float, ...] = (1.0, 1.5)  # at which the teacher sees each photo; averaged
     temperature: float = 0.5  # of the labels: 1 as the teacher says, towards 0: hard
     confidence_power: float = 1.0  # weight of a pixel: its confidence to this power; 0: all alike
-    match_area: bool = True  # let objects cover, on average, the share that synthetic ones cover
+    hold_area: bool = True  # let objects cover, on average, the share that the first student saw
     min_component: float = 0.2  # components stay above this share of the largest one's area
     min_consistency: float = 0.5  # least IoU of the masks of one photo over scales and mirror image
     stop_agreement: float = 0.95  # mean IoU of successive students' masks at which to stop
@@ -197,6 +197,7 @@ def self_train(
         student = segmenter.to(pick_device(device))
         labels = _labels(student, pictures, config, areas, folder=out / "labels-0", quiet=quiet)
         rounds = [{"round": 0, **_summary(labels)}]
+        share = float(labels.areas.mean()) if config.hold_area else None
         for index in range(1, config.rounds + 1):
             _report(rounds, out, quiet=quiet)
             seed = config.train.seed + index
@@ -211,7 +212,9 @@ def self_train(
                 quiet=quiet,
             )
             folder = out / f"labels-{index}"
-            new_labels = _labels(new_student, pictures, config, areas, folder=folder, quiet=quiet)
+            new_labels = _labels(
+                new_student, pictures, config, areas, share=share, folder=folder, quiet=quiet
+            )
             agreement = mean_iou(new_labels.foreground, labels.foreground)
             stop = _reason_to_stop(labels, new_labels, agreement, config)
             summary = _summary(new_labels)
@@ -259,16 +262,8 @@ def read_photos(
     return pictures
 
 
-class Areas(NamedTuple):
-    """Shares of a photo that an object covers: at least, on average, and at most."""
-
-    least: float
-    mean: float
-    most: float
-
-
-def likely_areas(pairs: Pairs) -> Areas:
-    """Shares of a photo that an object may cover, learned from synthetic masks.
+def likely_areas(pairs: Pairs) -> tuple[float, float]:
+    """Least and largest share of a photo that an object may cover, learned from synthetic masks.
 
     From half of their 1 % quantile to halfway between their 99 % quantile and the whole image:
     generated objects are likely to be more alike than real ones.
@@ -278,9 +273,8 @@ def likely_areas(pairs: Pairs) -> Areas:
         masks, weights = soft_labels(pairs.batch(step, LABEL_BATCH), pairs.classes)
         covered = ((1 - masks[:, 0]) * weights).sum(dim=(1, 2))
         shares.append(covered / weights.sum(dim=(1, 2)).clamp(min=1))
-    all_shares = torch.cat(shares).cpu().numpy()
-    low, high = np.quantile(all_shares, [0.01, 0.99])
-    return Areas(float(low / 2), float(all_shares.mean()), float((1 + high) / 2))
+    low, high = np.quantile(torch.cat(shares).cpu().numpy(), [0.01, 0.99])
+    return float(low / 2), float((1 + high) / 2)
 
 
 @torch.inference_mode()
@@ -288,8 +282,9 @@ def label_photos(
     segmenter: Segmenter,
     photos: Pixels,
     config: SelfTrainingConfig,
-    areas: Areas,
+    areas: tuple[float, float],
     *,
+    share: float | None = None,
     quiet: bool = False,
 ) -> PhotoLabels:
     """Labels photos by a student: averaged over scales and mirror images, cleaned, judged.
@@ -298,7 +293,9 @@ def label_photos(
         segmenter: The student.
         photos: (N, H, W, 3) uint8, all at the size of the student's training.
         config: How.
-        areas: Shares of a photo that its object may cover.
+        areas: Least and largest share of a photo that its object may cover.
+        share: Of all photos together that the objects shall cover, see `match_area`; None: as the
+            student says.
         quiet: No progress line.
     """
     device = segmenter.device
@@ -315,15 +312,15 @@ def label_photos(
             answers.append((mean[:, 1:] * 255).round().to(torch.uint8))
             progress.update(start + len(x))
     probabilities = torch.cat(answers)
-    if config.match_area:
-        probabilities = match_area(probabilities, areas.mean)
+    if share is not None:
+        probabilities = match_area(probabilities, share)
     labels = PhotoLabels(
         _without_small_components(probabilities, config.min_component),
         torch.from_numpy(np.concatenate(consistency, axis=1).mean(axis=0)).float(),
         torch.ones(len(photos), dtype=torch.bool),
     )
-    share = torch.from_numpy(labels.areas)
-    is_likely = (share >= areas.least) & (share <= areas.most)
+    shares = torch.from_numpy(labels.areas)
+    is_likely = (shares >= areas[0]) & (shares <= areas[1])
     return replace(labels, is_kept=is_likely & (labels.consistency >= config.min_consistency))
 
 
@@ -337,8 +334,7 @@ def match_area(probabilities: Tensor, share: float) -> Tensor:
         probabilities: (N, K, H, W) uint8, 0..255 for 0..1, of the classes without the background.
         share: Of all pixels together, in (0, 1).
 
-    Source: distribution alignment, Berthelot et al. 2020 (ReMixMatch), with the synthetic masks
-    in place of labels.
+    Source: distribution alignment, Berthelot et al. 2020 (ReMixMatch).
     """
     levels = torch.arange(256, dtype=torch.float64)
     foreground = _foreground(probabilities)
@@ -424,8 +420,9 @@ def _labels(
     segmenter: Segmenter,
     photos: Pixels,
     config: SelfTrainingConfig,
-    areas: Areas,
+    areas: tuple[float, float],
     *,
+    share: float | None = None,
     folder: Path,
     quiet: bool,
 ) -> PhotoLabels:
@@ -433,7 +430,7 @@ def _labels(
     try:
         return PhotoLabels(**load_state(folder))
     except (InputError, CorruptFileError):
-        labels = label_photos(segmenter, photos, config, areas, quiet=quiet)
+        labels = label_photos(segmenter, photos, config, areas, share=share, quiet=quiet)
     save_state(folder, vars(labels))
     return labels
 
