@@ -153,17 +153,8 @@ def generators(*, common: CommonFlags = COMMON) -> None:
     from latentseg.labelers import METHODS, labelers_for
 
     table = Table(title="Bundled generators")
-    for column in (
-        "name",
-        "size",
-        "latent",
-        "classes",
-        "variants",
-        "features",
-        *METHODS,
-        "licence",
-    ):
-        table.add_column(column, overflow="fold")
+    for column in ("name", "size", "latent", "classes", "variants", "features", *METHODS):
+        table.add_column(column, no_wrap=True)
     rows = []
     for bundled in list_generators():
         opened = load_generator(bundled.name, device="cpu")
@@ -179,9 +170,10 @@ def generators(*, common: CommonFlags = COMMON) -> None:
             f"{opened.info.space} {opened.info.latent}",
             str(opened.info.n_classes or "-"),
             *("yes" if able else "-" for able in abilities.values()),
-            bundled.licence,
         )
     _console(common).print(table)
+    for bundled in list_generators():
+        _tell(common, f"licence of {bundled.name}: {bundled.licence}")
     _tell(common, "Folders of `latentseg train-generator` and module:callable can be opened, too.")
     _write_json(common, rows)
 
