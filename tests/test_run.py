@@ -14,9 +14,10 @@ from latentseg.labelers.directions import DirectionsConfig
 from latentseg.run import PRESETS, RunConfig, run
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.self_training import SelfTrainingConfig
-from latentseg.students.training import TrainConfig
+from latentseg.students.training import TrainConfig, train
+from latentseg.synthesis.writers import synthesize
 from tests.evaluation.fabricate import blob, make_dataset
-from tests.world import World, seeds
+from tests.world import World, fitted, seeds
 
 WORLD = "tests.world:World"
 STUDENT = TrainConfig(width=0.125, steps=40, batch=16, lr=3e-3, decay_at=30, augment="none")
@@ -160,3 +161,11 @@ def test_presets_follow_the_paper() -> None:
     assert (paper.student.steps, paper.student.batch, paper.student.decay_at) == (12_000, 95, 8_000)
     assert paper.student.width == 1
     assert paper.directions.generation_radius == 5
+
+
+def test_dataset_folder_is_all_that_training_needs(tmp_path: Path) -> None:
+    labeler = fitted()
+    data = synthesize(labeler.generator, labeler, count=8, out=tmp_path / "data", quiet=True)
+    config = replace(STUDENT, steps=2, decay_at=1)
+    segmenter = train(data, out=tmp_path / "run", config=config, device="cpu", quiet=True)
+    assert segmenter.input_size == labeler.generator.info.size
