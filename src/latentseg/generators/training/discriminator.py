@@ -36,7 +36,7 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Two convolutions and a halving, beside a 1x1 shortcut.
 
-    The halving is average pooling (Miyato et al. 2018): several times quicker on a CPU than the
+    The halving is average pooling (Miyato et al. 2018), which is quicker on a CPU than the
     strided convolution of StyleGAN2.
     """
 
