@@ -14,35 +14,22 @@ from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from tests.generators.test_stylegan2 import random_generator
 
 
+def saved(network: StyleGAN2, folder: Path, *, half: bool = False) -> Path:
+    save_generator(
+        network, folder, name="tiny", licence="CC0", source="test", trained={}, card="", half=half
+    )
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    network = StyleGAN2(StyleGAN2Config(size=(16, 16), channels=(8, 8, 8), z_dim=8, w_dim=8))
-    save_generator(
-        network,
-        tmp_path / "tiny",
-        name="tiny",
-        licence="CC0",
-        source="test",
-        trained={},
-        card="# tiny\n",
-        half=False,
-    )
-    return tmp_path / "tiny"
+    config = StyleGAN2Config(size=(16, 16), channels=(8, 8, 8), z_dim=8, w_dim=8)
+    return saved(StyleGAN2(config), tmp_path / "tiny")
 
 
 def test_folder_draws_what_was_saved(tmp_path: Path) -> None:
     original = random_generator()
-    save_generator(
-        original.network,
-        tmp_path / "g",
-        name="tiny",
-        licence="CC0",
-        source="test",
-        trained={},
-        card="",
-        half=False,
-    )
-    opened = load_generator(tmp_path / "g", device="cpu")
+    opened = load_generator(saved(original.network, tmp_path / "g"), device="cpu")
     seeds = torch.arange(3)
     expected, actual = original(original.sample(seeds)), opened(opened.sample(seeds))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
@@ -51,23 +38,13 @@ def test_folder_draws_what_was_saved(tmp_path: Path) -> None:
 
 def test_half_precision_halves_the_file_and_barely_changes_the_image(tmp_path: Path) -> None:
     original = random_generator()
-    sizes = {}
-    for half in (False, True):
-        out = tmp_path / str(half)
-        save_generator(
-            original.network,
-            out,
-            name="tiny",
-            licence="",
-            source="",
-            trained={},
-            card="",
-            half=half,
-        )
-        sizes[half] = (out / "generator.safetensors").stat().st_size
-    opened = load_generator(tmp_path / "True", device="cpu")
+    whole, half = (
+        saved(original.network, tmp_path / str(half), half=half) for half in (False, True)
+    )
+    sizes = [(out / "generator.safetensors").stat().st_size for out in (whole, half)]
+    opened = load_generator(half, device="cpu")
     seeds = torch.arange(3)
-    assert sizes[True] < 0.75 * sizes[False]  # the rest is the header
+    assert sizes[1] < 0.75 * sizes[0]  # the rest is the header
     difference = (opened(opened.sample(seeds)) - original(original.sample(seeds))).abs().max()
     assert difference < 0.02
 

@@ -69,6 +69,28 @@ def test_interrupted_training_ends_as_an_uninterrupted_one(
     assert steps == [8, 16, 24]
 
 
+def test_kill_during_the_last_report_leaves_it_to_be_made_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = loop.Report.write
+
+    def killed_at_the_end(
+        report: loop.Report, training: loop.Training, losses: dict[str, torch.Tensor]
+    ) -> None:
+        if training.step == 24:
+            raise Killed
+        write(report, training, losses)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Report, "write", killed_at_the_end)
+        with pytest.raises(Killed):
+            train_generator(photos, out, config=TINY, device="cpu", quiet=True)
+    train_generator(photos, out, config=TINY, device="cpu", quiet=True)
+    config = json.loads((out / "generator" / "config.json").read_text())
+    assert config["trained"]["step"] == 24
+
+
 def test_interrupt_waits_for_the_step_and_saves_it(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,9 +190,9 @@ class Training:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as named tensors."""
-        state = {f"generator/{k}": v for k, v in self.generator.state_dict().items()}
-        state |= {f"average/{k}": v for k, v in self.average.state_dict().items()}
-        state |= {f"discriminator/{k}": v for k, v in self.discriminator.state_dict().items()}
+        state: dict[str, Tensor] = {}
+        for name, network in self._networks():
+            state |= {f"{name}/{key}": value for key, value in network.state_dict().items()}
         for name, adam in self._adams():
             for index, values in adam.state_dict()["state"].items():
                 state |= {f"{name}/{index}/{key}": value for key, value in values.items()}
@@ -305,11 +305,10 @@ def _loop(
     config = training.config
     last = math.ceil(config.images / config.batch)
     interval = max(config.report_images // config.batch, 1)
+    shown = f"{config.images:,}".replace(",", " ")
     say(
         f"train-generator: {len(photos)} photos at {config.size[0]} x {config.size[1]}, "
-        f"{config.images:,} shown in all, on {training.device} in {training.dtype}".replace(
-            ",", " "
-        ),
+        f"{shown} shown in all, on {training.device} in {training.dtype}",
         quiet=quiet,
     )
     label = f"train-generator {report.name}"
@@ -328,11 +327,12 @@ def _loop(
                 _check(losses, training, checkpoints)
                 progress.update(training.step, **{k: v.item() for k, v in losses.items()})
                 training.seconds = seconds_before + time.monotonic() - began
+            if is_due:
+                report.write(training, losses)
+            # After the report: what a kill between the two leaves out is then made again.
             if is_due or interrupt.is_held:
                 checkpoints.save(training.step, training.state())
             interrupt.release()
-            if is_due:
-                report.write(training, losses)
 
 
 def _check(losses: dict[str, Tensor], training: Training, checkpoints: Checkpoints) -> None:
