@@ -138,8 +138,10 @@ def test_generator_when_it_has_variants_then_keeping_all_layers_changes_nothing(
     if not isinstance(generator, HasVariants):
         pytest.skip("has no variants")
     latents = generator.sample(seeds(2))
-    n_layers = 2 if isinstance(generator, World) else generator.network.config.n_layers  # type: ignore[attr-defined]
-    kept, mixed = (generator.variants(latents, seeds(3, key=1), keep) for keep in (n_layers, 1))
+    seeds_of_others = seeds(3, key=1)
+    kept, mixed = (
+        generator.variants(latents, seeds_of_others, keep) for keep in (generator.n_layers, 1)
+    )
     assert kept.shape == mixed.shape == (2, 3, 3, *generator.info.size)
     x = generator(latents)
     torch.testing.assert_close(kept, x[:, None].expand_as(kept), atol=1e-4, rtol=1e-4)

@@ -25,6 +25,7 @@ class World:
     """A generator of blobs with textures; conditional ones have an outline that tells the class."""
 
     feature_channels = (8, 8)
+    n_layers = 2
 
     def __init__(self, size: tuple[int, int] = (32, 32), n_classes: int = 0) -> None:
         self.info = GeneratorInfo(

@@ -96,10 +96,23 @@ class Generator(Protocol):
 
 @runtime_checkable
 class HasVariants(Protocol):
-    """A generator that can draw the same layout in another appearance."""
+    """A generator that can draw the same layout in another appearance.
+
+    Its image is made layer by layer, coarse to fine, and each of the `n_layers` layers takes its
+    own part of the latent.
+    """
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers take their own part of the latent."""
+        ...
 
     def variants(self, latents: Latents, seeds: Tensor, keep: int) -> Tensor:
-        """(B, N, 3, H, W): one variant for each of the N `seeds`; the first `keep` layers stay."""
+        """(B, N, 3, H, W): one variant of each image for each of the N `seeds`.
+
+        The first `keep` layers (0 to `n_layers`) stay as they are; the others take what
+        `sample(seeds)` would give them, the class label included.
+        """
         ...
 
 

@@ -454,6 +454,11 @@ class StyleGAN2Generator:
         """Where the weights are."""
         return self.network.mapping.w_avg.device
 
+    @property
+    def n_layers(self) -> int:
+        """Layers that take a style of their own."""
+        return self.network.config.n_layers
+
     def to(self, device: torch.device | str) -> "StyleGAN2Generator":
         """Moves the weights and returns itself."""
         self.network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -498,8 +503,7 @@ class StyleGAN2Generator:
         return self.network.synthesis(self._per_layer(latents.values), self.noise)[1]
 
     def _per_layer(self, w: Tensor) -> Tensor:
-        n_layers = self.network.config.n_layers
-        return w[:, None].expand(-1, n_layers, -1) if w.ndim == 2 else w
+        return w[:, None].expand(-1, self.n_layers, -1) if w.ndim == 2 else w
 
     @torch.no_grad()
     def _measured_spread(self, n: int = 4096) -> Tensor:
