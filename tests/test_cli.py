@@ -111,7 +111,7 @@ def test_doctor_and_generators_answer_in_json(latentseg) -> None:
     assert json.loads(out)["latentseg"] == "0.1.0"
     code, out, _ = latentseg("generators", "--json", "-")
     assert code == 0
-    assert isinstance(json.loads(out), list)
+    assert [row["name"] for row in json.loads(out)["bundled"]] == ["pets64"]
 
 
 def test_stages_one_by_one_from_generator_to_masks_of_photos(latentseg, tmp_path: Path) -> None:
@@ -226,3 +226,61 @@ def test_terminated_command_says_so_and_the_same_command_continues(tmp_path: Pat
     )
     assert done.returncode == 0
     assert f"continuing from step {step}" in done.stderr
+
+
+def test_checkpoint_is_converted_fitted_and_drawn_from(latentseg, tmp_path: Path) -> None:
+    case = ROOT / "tests" / "data" / "golden" / "stylegan2-ada" / "cond16-orig"
+    pickle = case / "network-snapshot-025000.pkl"
+    folder, labeler, data = (tmp_path / name for name in ("generator", "labeler", "data"))
+    code, out, err = latentseg(
+        "convert", f"stylegan2:{pickle}", folder, "--option", "psi=0.5", "--json", "-"
+    )
+    assert code == 0
+    assert "non-commercial" in err
+    config = json.loads(out)
+    assert config["sampling"]["psi"] == 0.5
+    assert read_image(folder / "samples.png").shape[2] == 3
+    quick = ("--steps", 2, "--restarts", 1, "--classes", 1, "--quiet")
+    assert latentseg("fit", "directions", folder, labeler, *quick)[0] == 0
+    assert json.loads((labeler / "labeler.json").read_text())["generator"]["classes"] == [1]
+    code, _, _ = latentseg("synth", folder, labeler, data, "--count", 2, "--quiet")
+    assert code in (0, 1)  # random weights: the filters may refuse every sample
+    code, _, err = latentseg("fit", "directions", folder, tmp_path / "x", "--classes", 7)
+    assert code == 1
+    assert "0 to 2" in err
+
+
+def test_wrong_option_and_wrong_family_of_a_checkpoint_are_explained(latentseg, tmp_path) -> None:
+    pickle = ROOT / "tests/data/golden/stylegan2-ada/uncond32/network-snapshot-025000.pkl"
+    for option, message in (("psi", "NAME=VALUE"), ("psi=3", "psi 3"), ("size=3", "no option")):
+        code, _, err = latentseg("convert", pickle, tmp_path / "out", "--option", option)
+        assert code == 1
+        assert message in err
+    code, _, err = latentseg("convert", f"biggan:{pickle}", tmp_path / "out")
+    assert code == 1
+    assert "Families that fit: stylegan2" in err
+
+
+def test_generators_shows_abilities_families_and_the_template(latentseg, tmp_path: Path) -> None:
+    code, out, _ = latentseg("generators", "--json", tmp_path / "all.json")
+    assert code == 0
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert "variants" in found["families"]["biggan"]
+    assert all(name in out for name in found["families"])
+    code, out, _ = latentseg("generators", "--family", "stylegan2")
+    assert "psi" in out
+    assert "non-commercial" in out
+    code, _, err = latentseg("generators", "--family", "stylegan9")
+    assert (code, "Known: " in err) == (1, True)
+    code, out, _ = latentseg("generators", "--template")
+    assert code == 0
+    compile(out, "template.py", "exec")
+
+
+def test_program_is_opened_only_when_trusted(latentseg, tmp_path: Path) -> None:
+    program = ROOT / "tests/data/golden/torch-export/conv32/model/generator.pt2"
+    fit = ("fit", "directions", program, tmp_path / "out", "--steps", 2, "--restarts", 1)
+    code, _, err = latentseg(*fit)
+    assert code == 1
+    assert "--trust-code" in err
+    assert latentseg(*fit, "--trust-code", "--quiet")[0] == 0

@@ -1,6 +1,7 @@
 """Every generator and every labeler, clause by clause through its protocol.
 
-To hold another generator or labeler to its contract, add a line to GENERATORS or LABELERS.
+To hold another family of generators to its contract, add a module tests/generators/tiny_*.py; to
+hold another labeler to it, a line to LABELERS.
 """
 
 import json
@@ -12,29 +13,17 @@ import pytest
 import torch
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.protocols import Generator, HasFeatures, HasVariants
-from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Generator
+from latentseg.generators.abilities import abilities
+from latentseg.generators.protocols import Generator, HasFeatures, HasVariants, Latents
 from latentseg.labelers import METHODS, Labeler, labelers_for, load_labeler
+from tests.generators.tiny import TINY
 from tests.world import World, fitted, seeds, with_gradient
-
-
-def tiny_stylegan2(size: tuple[int, int] = (16, 16), n_classes: int = 0) -> StyleGAN2Generator:
-    """Untrained: the contract says nothing about beauty."""
-    torch.manual_seed(0)
-    config = StyleGAN2Config(
-        size=size, channels=(8, 8, 8), z_dim=6, w_dim=6, n_classes=n_classes, mapping_layers=1
-    )
-    info = replace(World(size, n_classes).info, name="tiny", latent=(6,), space="w")
-    return StyleGAN2Generator(StyleGAN2(config), info)
-
 
 GENERATORS: dict[str, Callable[[], Generator]] = {
     "world": World,
     "world, conditional": lambda: World(n_classes=3),
     "world, not square": lambda: World((24, 16)),
-    "stylegan2": tiny_stylegan2,
-    "stylegan2, conditional": lambda: tiny_stylegan2(n_classes=3),
-    "stylegan2, not square": lambda: tiny_stylegan2((24, 16)),
+    **TINY,
 }
 LABELERS: dict[str, Callable[[], Labeler]] = {
     "directions": fitted,
@@ -132,6 +121,21 @@ def test_generator_when_shifted_then_steps_add_and_the_class_stays(generator: Ge
         assert torch.equal(there.labels, latents.labels)
 
 
+def test_generator_when_moved_then_nothing_of_it_stays_behind(generator: Generator):
+    latents = generator.sample(seeds(2))
+    generator.to("meta")  # computes shapes only, and refuses tensors of another device
+    assert generator.device == torch.device("meta")
+    labels = None if latents.labels is None else latents.labels.to("meta")
+    moved = generator.shift(
+        Latents(latents.values.to("meta"), labels), torch.ones((), device="meta")
+    )
+    x = generator(moved)
+    assert x.device == torch.device("meta")
+    assert x.shape == (2, 3, *generator.info.size)
+    if isinstance(generator, HasFeatures):
+        assert {features.device.type for features in generator.features(moved)} == {"meta"}
+
+
 def test_generator_when_it_has_variants_then_keeping_all_layers_changes_nothing(
     generator: Generator,
 ):
@@ -160,8 +164,8 @@ def test_generator_when_it_has_features_then_their_channels_are_as_announced(
 
 
 def test_generator_when_asked_then_its_labelers_are_known_methods(generator: Generator):
-    assert set(labelers_for(generator)) <= set(METHODS)
-    assert "directions" in labelers_for(generator)
+    assert set(labelers_for(abilities(generator))) <= set(METHODS)
+    assert "directions" in labelers_for(abilities(generator))
 
 
 def test_world_when_appearance_is_exchanged_then_masks_stay():

@@ -25,12 +25,18 @@ from latentseg.interrupts import Terminated
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from latentseg.generators import Generator
+    from latentseg.generators.family import Family
     from latentseg.students.segmenter import Segmenter
     from latentseg.students.training import TrainConfig
 
 GeneratorName = Annotated[
     Positional[str],
-    arg(metavar="GENERATOR", help="Bundled name, folder of train-generator, or module:callable."),
+    arg(
+        metavar="GENERATOR",
+        help="Bundled name, generator folder, checkpoint (FAMILY:FILE, or FILE if it says what it "
+        "is), or module:callable.",
+    ),
 ]
 Out = Annotated[Positional[Path], arg(metavar="OUT", help="Folder of the result.")]
 Model = Annotated[
@@ -54,8 +60,22 @@ class Common:
     """Show the traceback of an error."""
 
 
+@dataclass(frozen=True)
+class GeneratorFlags:
+    """What is asked of the generator."""
+
+    classes: tuple[int, ...] = ()
+    """Class labels to draw, of a conditional generator; by default all, equally often."""
+    option: tuple[str, ...] = ()
+    """NAME=VALUE of a checkpoint's family; see latentseg generators --family NAME."""
+    trust_code: bool = False
+    """Open a TorchScript or torch.export file: it is a program, which then runs."""
+
+
 COMMON = Common()
 CommonFlags = OmitArgPrefixes[Common]
+GENERATOR = GeneratorFlags()
+OfGenerator = OmitArgPrefixes[GeneratorFlags]
 
 
 def run(
@@ -79,6 +99,7 @@ def run(
     protocol: str | None = None,
     keep_dataset: bool = False,
     seed: int = 0,
+    of_generator: OfGenerator = GENERATOR,
     common: CommonFlags = COMMON,
 ) -> None:
     """The whole job: label, synthesise, train, evaluate, report. The same command continues it.
@@ -135,6 +156,9 @@ def run(
         photos=photos,
         ceiling=ceiling,
         keep_dataset=keep_dataset,
+        classes=of_generator.classes,
+        options=_options(of_generator.option),
+        trust_code=of_generator.trust_code,
         device=common.device,
         quiet=common.quiet,
     )
@@ -144,38 +168,127 @@ def run(
     _write_json(common, results)
 
 
-def generators(*, common: CommonFlags = COMMON) -> None:
-    """What is bundled, what else can be opened, and which labelers each serves."""
+def generators(
+    *, family: str | None = None, template: bool = False, common: CommonFlags = COMMON
+) -> None:
+    """What is bundled, what else can be opened, and which labelers each serves.
+
+    Args:
+        family: Tell about this family: its files, licence and options.
+        template: Print a generator of your own to start from.
+    """
+    if template:
+        from latentseg.generators.external import template_text
+
+        print(template_text(), end="")
+        return
+    from latentseg.generators import list_generators, load_generator
+    from latentseg.generators.abilities import abilities
+    from latentseg.generators.registry import families, find_family
+
+    if family is not None:
+        _tell_family(common, find_family(family))
+        return
+    opened = [load_generator(bundled.name, device="cpu") for bundled in list_generators()]
+    bundled = {generator.info.name: abilities(generator) for generator in opened}
+    known = {name: each.abilities for name, each in families().items()}
+    _print_abilities(common, "Bundled generators", bundled)
+    _print_abilities(common, "Checkpoints that can be opened: FAMILY:FILE", known)
+    _tell(
+        common,
+        "More about one: latentseg generators --family NAME. Folders of `latentseg "
+        "train-generator` and `latentseg convert`, TorchScript and torch.export files, and "
+        "module:callable (--template) can be opened, too.",
+    )
+    rows = [{**generator.info.to_json(), "abilities": abilities(generator)} for generator in opened]
+    _write_json(common, {"bundled": rows, "families": known})
+
+
+def _print_abilities(common: Common, title: str, rows: dict[str, tuple[str, ...]]) -> None:
     from rich.table import Table
 
-    from latentseg.generators import list_generators, load_generator
-    from latentseg.generators.protocols import HasFeatures, HasVariants
     from latentseg.labelers import METHODS, labelers_for
 
-    table = Table(title="Bundled generators")
-    for column in ("name", "size", "latent", "classes", "variants", "features", *METHODS):
+    table = Table(title=title, title_justify="left")
+    abilities = ("variants", "features", "encoder", "classes")
+    for column in ("", *abilities, *METHODS):
         table.add_column(column, no_wrap=True)
-    rows = []
-    for bundled in list_generators():
-        opened = load_generator(bundled.name, device="cpu")
-        served = labelers_for(opened)
-        abilities = {
-            "variants": isinstance(opened, HasVariants),
-            "features": isinstance(opened, HasFeatures),
-        } | {method: method in served for method in METHODS}
-        rows.append({**opened.info.to_json(), **abilities})
-        table.add_row(
-            bundled.name,
-            "{} x {}".format(*bundled.size),
-            f"{opened.info.space} {opened.info.latent}",
-            str(opened.info.n_classes or "-"),
-            *("yes" if able else "-" for able in abilities.values()),
+    for name, has in rows.items():
+        able = (
+            *(ability in has for ability in abilities),
+            *(method in labelers_for(has) for method in METHODS),
         )
+        table.add_row(name, *("yes" if each else "-" for each in able))
     _console(common).print(table)
-    for bundled in list_generators():
-        _tell(common, f"licence of {bundled.name}: {bundled.licence}")
-    _tell(common, "Folders of `latentseg train-generator` and module:callable can be opened, too.")
-    _write_json(common, rows)
+
+
+def _tell_family(common: Common, family: "Family") -> None:
+    sampling = family.defaults
+    lines = [
+        f"{family.name}: {family.title}",
+        f"files     {family.files}",
+        f"licence   {family.licence}",
+        f"abilities {', '.join(family.abilities)}",
+        "options of `latentseg convert --option NAME=VALUE ...`:",
+        *(f"  {name:<14} {meaning}" for name, meaning in family.options.items()),
+        *(f"  {name:<14} by default {getattr(sampling, name)}" for name in family.choices),
+    ]
+    _tell(common, "\n".join(lines))
+    _write_json(common, {"family": family.name, "options": dict(family.options)})
+
+
+def convert(
+    checkpoint: Annotated[
+        Positional[str],
+        arg(metavar="CHECKPOINT", help="FAMILY:FILE, or a file or folder that says what it is."),
+    ],
+    out: Out,
+    *,
+    option: tuple[str, ...] = (),
+    name: str | None = None,
+    licence: str | None = None,
+    half: bool = False,
+    common: CommonFlags = COMMON,
+) -> None:
+    """A checkpoint of another project as a generator folder: no pickle is needed any more.
+
+    Args:
+        checkpoint: What to convert.
+        out: Folder of the result: safetensors, config.json, a card with licence and sha256.
+        option: NAME=VALUE of its family; see latentseg generators --family NAME.
+        name: Of the generator; by default that of the file.
+        licence: Of the weights, if not that of the family's authors.
+        half: Store float16, half the size.
+    """
+    from latentseg.generators.conversion import convert as convert_all
+
+    folder = convert_all(
+        checkpoint,
+        out,
+        options=_options(option),
+        name=name,
+        licence=licence,
+        half=half,
+        quiet=common.quiet,
+    )
+    config = read_json(folder / "config.json")
+    _tell(common, f"{folder}\nlicence: {config['licence']}")
+    _write_json(common, config)
+
+
+def _options(given: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE as values: JSON where it is JSON, else text."""
+    options = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals or not name:
+            raise InputError(f"--option {each}: expected NAME=VALUE.")
+        try:
+            value = json_module.loads(text)
+        except ValueError:
+            value = text
+        options[name] = tuple(value) if isinstance(value, list) else value
+    return options
 
 
 def train_generator(
@@ -269,6 +382,7 @@ def fit(
     steps: int | None = None,
     restarts: int | None = None,
     seed: int = 0,
+    of_generator: OfGenerator = GENERATOR,
     common: CommonFlags = COMMON,
 ) -> None:
     """A labeler: finds what turns generated images into masks, with a quality report.
@@ -287,7 +401,6 @@ def fit(
         restarts: Random starts of the search.
         seed: Of everything random.
     """
-    from latentseg.generators import load_generator
     from latentseg.labelers.directions import VARIANTS, fit_directions
 
     config = _changed(
@@ -300,7 +413,7 @@ def fit(
         steps=steps,
         restarts=restarts,
     )
-    opened = load_generator(generator, device=common.device)
+    opened = _generator(generator, of_generator, common)
     fit_directions(opened, config=config, seed=seed, out=out, quiet=common.quiet)
     _tell(common, f"{out}\nlook at: {out / 'contact_sheet.png'}")
     _write_json(common, read_json(out / "quality.json"))
@@ -315,6 +428,7 @@ def synth(
     format: Literal["folder"] = "folder",
     suffix: Literal["png", "jpg"] = "png",
     seed: int = 0,
+    of_generator: OfGenerator = GENERATOR,
     common: CommonFlags = COMMON,
 ) -> None:
     """A labelled dataset: sample i depends only on (seed, i). Raise --count to go on.
@@ -329,11 +443,10 @@ def synth(
         seed: Of everything random.
     """
     del format  # one layout so far; the flag is part of the promise
-    from latentseg.generators import load_generator
     from latentseg.labelers import load_labeler
     from latentseg.synthesis.writers import synthesize
 
-    opened = load_generator(generator, device=common.device)
+    opened = _generator(generator, of_generator, common)
     fitted = load_labeler(labeler, opened)
     folder = synthesize(
         opened, fitted, count=count, out=out, seed=seed, suffix=suffix, quiet=common.quiet
@@ -517,6 +630,7 @@ def doctor(*, common: CommonFlags = COMMON) -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run,
     "generators": generators,
+    "convert": convert,
     "train-generator": train_generator,
     "fit": fit,
     "synth": synth,
@@ -572,6 +686,18 @@ def _student(
         width = 1.0  # the width of a preset is one of the U-Net
     decay_at = None if steps is None else round(steps * base.decay_at / base.steps)
     return _changed(base, network=network, width=width, steps=steps, decay_at=decay_at)
+
+
+def _generator(name: str, flags: GeneratorFlags, common: Common) -> "Generator":
+    from latentseg.generators import load_generator
+
+    return load_generator(
+        name,
+        device=common.device,
+        classes=flags.classes,
+        options=_options(flags.option),
+        trust_code=flags.trust_code,
+    )
 
 
 def _segmenter(model: str, common: Common) -> "Segmenter":

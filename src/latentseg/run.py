@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,9 @@ def run(
     photos: Path | str | None = None,
     ceiling: Path | str | None = None,
     keep_dataset: bool = False,
+    classes: tuple[int, ...] = (),
+    options: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
     device: str = "auto",
     quiet: bool = False,
 ) -> Segmenter:
@@ -113,6 +116,9 @@ def run(
         photos: Unlabelled photos of the generator's domain, for self-training; never measured on.
         ceiling: Real photos with masks, from which the same student learns for comparison.
         keep_dataset: Keep the synthetic pairs in `out`/dataset.
+        classes: Class labels to draw, of a conditional generator; () for all.
+        options: Of the generator's family, if it is a checkpoint; see `load_generator`.
+        trust_code: Open a generator that is a program, which then runs.
         device: "auto", "cpu", "cuda", ...
         quiet: Print nothing.
 
@@ -125,12 +131,15 @@ def run(
         DivergedError: a loss became NaN or infinite.
     """
     out = Path(out)
-    source = load_generator(generator, device=device)
+    source = load_generator(
+        generator, device=device, classes=classes, options=options, trust_code=trust_code
+    )
     measured = [open_dataset(path) for path in eval_data]
     true_masks = None if ceiling is None else open_dataset(ceiling)
     asked = {
         "command": "run",
         "generator": source.info.to_json(),
+        "options": dict(options or {}),
         "method": "directions",
         **asdict(config),
         "eval": [str(path) for path in eval_data],

@@ -7,40 +7,35 @@ import pytest
 import torch
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import write_manifest
+from latentseg.files import read_safetensors, write_manifest, write_safetensors
 from latentseg.generators import Generator, list_generators, load_generator
+from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import save_generator
-from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
-from tests.generators.test_stylegan2 import random_generator
+from tests.generators.tiny_stylegan2 import tiny
 
 
-def saved(network: StyleGAN2, folder: Path, *, half: bool = False) -> Path:
-    save_generator(
-        network, folder, name="tiny", licence="CC0", source="test", trained={}, card="", half=half
-    )
+def saved(generator: SavedGenerator, folder: Path, *, half: bool = False) -> Path:
+    save_generator(generator, folder, card="", origin={}, half=half)
     return folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    config = StyleGAN2Config(size=(16, 16), channels=(8, 8, 8), z_dim=8, w_dim=8)
-    return saved(StyleGAN2(config), tmp_path / "tiny")
+    return saved(tiny(), tmp_path / "tiny")
 
 
 def test_folder_draws_what_was_saved(tmp_path: Path) -> None:
-    original = random_generator()
-    opened = load_generator(saved(original.network, tmp_path / "g"), device="cpu")
+    original = tiny()
+    opened = load_generator(saved(original, tmp_path / "g"), device="cpu")
     seeds = torch.arange(3)
     expected, actual = original(original.sample(seeds)), opened(opened.sample(seeds))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    assert opened.info.licence == "CC0"
+    assert opened.info.licence == original.info.licence
 
 
 def test_half_precision_halves_the_file_and_barely_changes_the_image(tmp_path: Path) -> None:
-    original = random_generator()
-    whole, half = (
-        saved(original.network, tmp_path / str(half), half=half) for half in (False, True)
-    )
+    original = tiny()
+    whole, half = (saved(original, tmp_path / str(half), half=half) for half in (False, True))
     sizes = [(out / "generator.safetensors").stat().st_size for out in (whole, half)]
     opened = load_generator(half, device="cpu")
     seeds = torch.arange(3)
@@ -108,6 +103,30 @@ def test_callable_of_ones_own_is_opened(tmp_path: Path, monkeypatch: pytest.Monk
         load_generator("own_generator:missing")
     with pytest.raises(InputError, match="cannot be found"):
         load_generator("no_such_module_here:build")
+
+
+def test_folder_of_the_first_format_is_read(folder: Path) -> None:
+    expected = load_generator(folder, device="cpu")
+    config = json.loads((folder / "config.json").read_text())
+    psi = config.pop("sampling")["psi"]
+    old = {**config, "format": 1, "psi": psi, "trained": config.pop("origin")}
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in old.items() if k != "origin"}))
+    tensors = read_safetensors(folder / "generator.safetensors")
+    named = {name.removeprefix("extra."): tensor for name, tensor in tensors.items()}
+    write_safetensors(folder / "generator.safetensors", named)
+    write_manifest(folder)
+    opened = load_generator(folder, device="cpu")
+    latents = opened.sample(torch.arange(2))
+    assert torch.equal(latents.values, expected.sample(torch.arange(2)).values)
+    assert torch.equal(opened(latents), expected(latents))
+
+
+def test_choices_of_a_folder_can_be_overridden_but_not_what_it_was_read_with(folder: Path) -> None:
+    narrow, wide = (load_generator(folder, options={"psi": psi}) for psi in (0.1, 1.0))
+    seeds = torch.arange(50)
+    assert narrow.sample(seeds).values.std() < 0.2 * wide.sample(seeds).values.std()
+    with pytest.raises(InputError, match="no option 'conv_clamp' here"):
+        load_generator(folder, options={"conv_clamp": 3})
 
 
 @pytest.mark.parametrize("bundled", list_generators(), ids=lambda bundled: bundled.name)

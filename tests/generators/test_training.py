@@ -88,7 +88,7 @@ def test_kill_during_the_last_report_leaves_it_to_be_made_again(
             train_generator(photos, out, config=TINY, device="cpu", quiet=True)
     train_generator(photos, out, config=TINY, device="cpu", quiet=True)
     config = json.loads((out / "generator" / "config.json").read_text())
-    assert config["trained"]["step"] == 24
+    assert config["origin"]["step"] == 24
 
 
 def test_interrupt_waits_for_the_step_and_saves_it(

@@ -293,8 +293,8 @@ def test_config_when_written_and_read_then_it_is_the_same():
         DirectionsConfig.from_json({"radus": 1}, "x")
 
 
-def test_labelers_for_when_asked_then_the_world_serves_directions():
-    assert "directions" in labelers_for(World())
+def test_labelers_for_when_asked_then_every_generator_serves_directions():
+    assert "directions" in labelers_for(())
 
 
 def test_sample_latents_when_drawn_in_parts_then_each_depends_on_its_own_key():

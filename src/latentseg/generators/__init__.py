@@ -1,8 +1,10 @@
-"""Generators: frozen networks that turn latents into images, opened by name, folder or callable."""
+"""Generators: frozen networks that turn latents into images, opened by name, file or callable."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latentseg.devices import pick_device
 from latentseg.errors import InputError
@@ -10,6 +12,8 @@ from latentseg.files import read_json
 from latentseg.generators.protocols import (
     Generator,
     GeneratorInfo,
+    HasClasses,
+    HasEncoder,
     HasFeatures,
     HasVariants,
     Latents,
@@ -19,6 +23,8 @@ __all__ = [
     "BundledGenerator",
     "Generator",
     "GeneratorInfo",
+    "HasClasses",
+    "HasEncoder",
     "HasFeatures",
     "HasVariants",
     "Latents",
@@ -58,35 +64,78 @@ def list_generators() -> list[BundledGenerator]:
     return found
 
 
-def load_generator(name: str | Path, *, device: str = "auto") -> Generator:
+def load_generator(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    classes: tuple[int, ...] = (),
+    options: Mapping[str, Any] | None = None,
+    trust_code: bool = False,
+) -> Generator:
     """Opens a generator.
 
     Args:
-        name: A bundled generator ("pets64"), a folder written by `latentseg train-generator`, or
-            "module:callable", a function of your own that builds an object of the `Generator`
-            protocol.
+        name: A bundled generator ("pets64"); a folder written by `latentseg train-generator` or
+            `latentseg convert`, or its weights file; the checkpoint of another project, with its
+            family ("stylegan2:ffhq.pkl") or without; or "module:callable", a function of your own
+            that builds an object of the `Generator` protocol.
         device: "auto", "cpu", "cuda", ...
+        classes: Class labels to draw, of a conditional generator; () for all.
+        options: Of a checkpoint's family, as `latentseg convert` takes them: {"psi": 0.5}.
+        trust_code: Open files that are programs (TorchScript, torch.export): they are run.
 
     Raises:
-        InputError: nothing of that name (the nearest names are given), or not a generator.
+        InputError: nothing of that name (the nearest names are given), not a generator, of no
+            known family, or without such classes or options.
         CorruptFileError: its files are damaged.
+        UnsafeFileError: it is a program, and `trust_code` is not given.
     """
+    generator = _open(str(name), options or {}, trust_code=trust_code)
+    if classes:
+        if not isinstance(generator, HasClasses):
+            raise InputError(f"{name}: cannot be told which classes to draw.")
+        generator = generator.with_classes(classes)
+    return generator.to(pick_device(device))
+
+
+def _open(name: str, options: Mapping[str, Any], *, trust_code: bool) -> Generator:
     from latentseg.generators.external import build_external
     from latentseg.generators.folders import load_folder
+    from latentseg.generators.registry import families
 
-    target = pick_device(device)
-    folder = Path(name)
-    if folder.is_dir():
-        trained = folder / "generator"
-        return load_folder(trained if trained.is_dir() else folder).to(target)
     bundled = {generator.name: generator.folder for generator in list_generators()}
-    if str(name) in bundled:
-        return load_folder(bundled[str(name)]).to(target)
-    if ":" in str(name):
-        return build_external(str(name)).to(target)
-    near = difflib.get_close_matches(str(name), bundled, n=3, cutoff=0.4)
+    prefix, _, rest = name.partition(":")
+    if Path(name).exists():
+        return _open_path(Path(name), None, options, trust_code=trust_code)
+    if name in bundled:
+        return load_folder(bundled[name], options)
+    if rest and prefix in families():
+        return _open_path(Path(rest), prefix, options, trust_code=trust_code)
+    if rest:
+        return build_external(name)
+    near = difflib.get_close_matches(name, bundled, n=3, cutoff=0.4)
     hint = f" Perhaps {' or '.join(near)}?" if near else ""
     raise InputError(
-        f"{name}: no such generator.{hint} Bundled: {', '.join(bundled) or 'none'}. A folder of "
-        "`latentseg train-generator` or module:callable works too; see `latentseg generators`."
+        f"{name}: no such generator.{hint} Bundled: {', '.join(bundled) or 'none'}. The file of a "
+        "checkpoint, a folder of `latentseg train-generator` or `latentseg convert`, or "
+        "module:callable works too; see `latentseg generators`."
     )
+
+
+def _open_path(
+    path: Path, family: str | None, options: Mapping[str, Any], *, trust_code: bool
+) -> Generator:
+    from latentseg.generators.containers import open_checkpoint
+    from latentseg.generators.folders import FILES, load_file, load_folder
+    from latentseg.generators.programs import PROGRAMS, load_program
+    from latentseg.generators.registry import import_checkpoint
+
+    folder = path / "generator" if (path / "generator").is_dir() else path
+    if any((folder / name).is_file() for name in FILES):
+        return load_folder(folder, options)
+    checkpoint = open_checkpoint(path)
+    if checkpoint.kind in PROGRAMS:
+        return load_program(checkpoint, options, trust_code=trust_code)
+    if "generator" in checkpoint.metadata and family is None:
+        return load_file(checkpoint, options)
+    return import_checkpoint(checkpoint, family, options)[0]

@@ -7,6 +7,8 @@ from pathlib import Path
 from latentseg.errors import InputError
 from latentseg.generators.protocols import Generator
 
+TEMPLATE = Path(__file__).with_name("template.py")
+
 
 def build_external(reference: str) -> Generator:
     """Imports `module:callable`, also from the current folder, and calls it without arguments.
@@ -32,7 +34,12 @@ def build_external(reference: str) -> Generator:
     missing = [member for member in members if not hasattr(generator, member)]
     if missing:
         raise InputError(
-            f"{reference}: what it builds lacks {', '.join(missing)}. CONTRIBUTING.md shows a "
-            "complete generator in 30 lines."
+            f"{reference}: what it builds lacks {', '.join(missing)}. A complete generator to "
+            "start from: latentseg generators --template"
         )
     return generator
+
+
+def template_text() -> str:
+    """The text of the module `template`: a generator to copy and change."""
+    return TEMPLATE.read_text(encoding="utf-8")

@@ -1,9 +1,11 @@
 """A generator's own folder: generator.safetensors, config.json, README.md, MANIFEST.json."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
@@ -18,105 +20,152 @@ from latentseg.files import (
     write_safetensors,
     write_text,
 )
+from latentseg.generators.configs import from_json
+from latentseg.generators.containers import Checkpoint
+from latentseg.generators.family import Imported, Options, Sampling, SavedGenerator
 from latentseg.generators.protocols import GeneratorInfo
-from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config, StyleGAN2Generator
+from latentseg.generators.registry import find_family
 
-FORMAT = 1
-FIELDS = {"format", "family", "name", "licence", "source", "network", "psi", "trained"}
+FORMAT = 2
+FILES = ("generator.safetensors", "MANIFEST.json")  # what shows that a folder is one of ours
+NO_OPTIONS: Options = {}
+FIELDS = {"format", "family", "name", "licence", "source", "sampling", "network", "origin"}
+FORMAT_1_FIELDS = {*FIELDS - {"sampling", "origin"}, "psi", "trained"}
+FORMAT_1_EXTRAS = {"spread"}
+EXTRA = "extra."  # stands before the names of tensors that are not the network's
 
 
 def save_generator(
-    network: StyleGAN2,
+    generator: SavedGenerator,
     folder: Path | str,
     *,
-    name: str,
-    licence: str,
-    source: str,
-    trained: dict[str, Any],
     card: str,
-    psi: float = 0.9,
-    half: bool = True,
+    origin: Mapping[str, Any],
+    half: bool = False,
 ) -> None:
     """Writes a generator folder; complete once its MANIFEST.json is there.
 
     Args:
-        network: The weights.
+        generator: Its identity card goes into config.json; the licence travels to all that is made
+            from it.
         folder: Made if missing, files in it are replaced.
-        name, licence, source: Of the card; the licence travels to all that is made from it.
-        trained: How it was trained and what was measured, JSON values.
         card: Text of README.md, Markdown.
-        psi: Truncation to sample with.
+        origin: How it was trained, or which file it was converted from; JSON values.
         half: Store float16, half the size.
     """
     folder = Path(folder)
     (folder / "MANIFEST.json").unlink(missing_ok=True)
-    info = GeneratorInfo(name, network.config.size, (network.config.w_dim,), 0, "w", "", "", "")
-    spread = StyleGAN2Generator(network, info).spread
-    tensors: dict[str, Tensor] = network.state_dict() | {"spread": spread}
+    tensors: dict[str, Tensor] = dict(generator.network.state_dict())
+    tensors |= {EXTRA + name: tensor for name, tensor in generator.extras.items()}
     if half:
-        tensors = {key: value.half() for key, value in tensors.items()}
-    write_safetensors(folder / "generator.safetensors", tensors)
+        tensors = {
+            name: tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+    info = generator.info
     config = {
-        "format": FORMAT, "family": "stylegan2", "name": name, "licence": licence,
-        "source": source, "psi": psi, "network": network.config.to_json(), "trained": trained,
-    }  # fmt: skip
+        "format": FORMAT,
+        "family": info.family,
+        "name": info.name,
+        "licence": info.licence,
+        "source": info.source,
+        "sampling": generator.sampling.to_json(),
+        "network": asdict(generator.network.config),  # pyright: ignore[reportArgumentType]
+        "origin": dict(origin),
+    }
+    # The weights say what they are, so that the one file can be passed on alone.
+    metadata = {"generator": json.dumps(config)}
+    write_safetensors(folder / "generator.safetensors", tensors, metadata)
     write_json(folder / "config.json", config)
     write_text(folder / "README.md", card)
     write_manifest(folder)
 
 
-def load_folder(folder: Path | str) -> StyleGAN2Generator:
+def load_folder(folder: Path | str, options: Options = NO_OPTIONS) -> SavedGenerator:
     """Reads a generator folder, verified against its manifest.
 
+    Args:
+        folder: As `save_generator` wrote it.
+        options: Choices of its family that go before the saved ones.
+
     Raises:
-        InputError: not a generator folder, or of an unknown family or a newer format.
+        InputError: not a generator folder, of an unknown family or a newer format, or without
+            such choices.
         CorruptFileError: damaged.
     """
     folder = Path(folder)
     verify_manifest(folder)
     config = read_json(folder / "config.json")
-    check_keys(config, FIELDS, folder / "config.json")
-    if config.get("family") != "stylegan2":
-        raise InputError(f"{folder}: unknown generator family {config.get('family')!r}.")
-    if config.get("format") != FORMAT:
-        raise InputError(
-            f"{folder}: format {config.get('format')!r}; this version reads {FORMAT}. "
-            "Update latentseg."
-        )
-    network = StyleGAN2(StyleGAN2Config.from_json(config["network"], folder / "config.json"))
     weights = folder / "generator.safetensors"
-    tensors = {name: tensor.float() for name, tensor in read_safetensors(weights).items()}
-    spread = tensors.pop("spread")
-    load_weights(network, tensors, weights)
+    return _build(config, weights, options, folder / "config.json")
+
+
+def load_file(checkpoint: Checkpoint, options: Options = NO_OPTIONS) -> SavedGenerator:
+    """The weights file of a generator folder alone, by its metadata.
+
+    Raises:
+        InputError: of an unknown family or a newer format.
+        CorruptFileError: damaged.
+    """
+    try:
+        config = json.loads(checkpoint.metadata["generator"])
+    except ValueError as error:
+        raise CorruptFileError(f"{checkpoint.path}: its metadata is not JSON ({error}).") from error
+    return _build(config, checkpoint.path, options, checkpoint.path)
+
+
+def _build(config: Any, weights: Path, options: Options, where: Path) -> SavedGenerator:
+    if not isinstance(config, dict):
+        raise CorruptFileError(f"{where}: expected a JSON object.")
+    config = _current(config, where)
+    check_keys(config, FIELDS, where)
+    if missing := FIELDS - config.keys():
+        raise CorruptFileError(f"{where}: the field {min(missing)!r} is missing.")
+    family = find_family(config["family"])
+    family.check_choices(options)
+    tensors = {
+        EXTRA + name if name in FORMAT_1_EXTRAS else name: tensor.float()
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in read_safetensors(weights).items()
+    }
+    imported = Imported(
+        config=from_json(family.config, config["network"], where),
+        weights={name: tensor for name, tensor in tensors.items() if not name.startswith(EXTRA)},
+        sampling=family.sampling(Sampling.from_json(config["sampling"], where), options),
+        extras={
+            name.removeprefix(EXTRA): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(EXTRA)
+        },
+    )
     info = GeneratorInfo(
         name=config["name"],
-        size=network.config.size,
-        latent=(network.config.w_dim,),
-        n_classes=network.config.n_classes,
-        space="w",
+        size=imported.config.size,
+        latent=(),
+        n_classes=imported.config.n_classes,
+        space="",
         licence=config["licence"],
         source=config["source"],
         sha256=sha256(weights),
+        family=family.name,
     )
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return StyleGAN2Generator(network, info, psi=config["psi"], spread=spread)
+    return family.generator(imported, info, weights)
 
 
-def load_weights(network: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Fills `network`, naming the first parameter that is missing, unknown or of another shape.
+def _current(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
+    """`config` in the present format.
 
     Raises:
-        CorruptFileError: the tensors do not fit.
+        InputError: it is of a newer one.
     """
-    expected = network.state_dict()
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors:
-            raise CorruptFileError(f"{path}: the parameter {name!r} is missing.")
-        if name not in expected:
-            raise CorruptFileError(f"{path}: unknown parameter {name!r}.")
-        if tensors[name].shape != expected[name].shape:
-            raise CorruptFileError(
-                f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, "
-                f"expected {tuple(expected[name].shape)}."
-            )
-    network.load_state_dict(tensors)
+    if config.get("format") not in (1, FORMAT):
+        raise InputError(
+            f"{where}: format {config.get('format')!r}; this version reads 1 to {FORMAT}. "
+            "Update latentseg."
+        )
+    if config["format"] == FORMAT:
+        return config
+    check_keys(config, FORMAT_1_FIELDS, where)
+    kept = {name: value for name, value in config.items() if name not in ("psi", "trained")}
+    return {**kept, "sampling": {"psi": config["psi"]}, "origin": config["trained"]}

@@ -20,6 +20,8 @@ class GeneratorInfo:
         licence: Licence of the weights; it travels to every dataset and segmenter made from them.
         source: Where the weights come from.
         sha256: Of the weights file; "" for a generator that was never saved.
+        family: Of the network, for example "stylegan2"; "" for a callable of the user's own.
+        classes: The labels that are drawn; () for all.
     """
 
     name: str
@@ -30,6 +32,8 @@ class GeneratorInfo:
     licence: str
     source: str
     sha256: str
+    family: str = ""
+    classes: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""
@@ -124,4 +128,26 @@ class HasFeatures(Protocol):
 
     def features(self, latents: Latents) -> list[Tensor]:
         """Activation maps (B, C_l, H_l, W_l), coarse to fine; C_l are `feature_channels`."""
+        ...
+
+
+@runtime_checkable
+class HasEncoder(Protocol):
+    """A generator that finds the latents of given images."""
+
+    def encode(self, x: Tensor) -> Latents:
+        """Latents of images (B, 3, H, W) in [-1, 1], such that drawing them gives about `x`."""
+        ...
+
+
+@runtime_checkable
+class HasClasses(Protocol):
+    """A generator that can be told which class labels to draw."""
+
+    def with_classes(self, classes: tuple[int, ...]) -> Generator:
+        """The same generator, which draws only `classes`; equally often, unless it has weights.
+
+        Raises:
+            InputError: there are no such classes.
+        """
         ...

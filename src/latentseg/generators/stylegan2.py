@@ -5,21 +5,17 @@ and one ordinary convolution for the whole batch. Any channel plan, square or no
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentseg.errors import InputError
-from latentseg.files import check_keys
-from latentseg.generators.protocols import GeneratorInfo, Latents
+from latentseg.generators.style_generator import StyleNetwork
 
-Noise = Literal["const", "random", "none"]
 SQRT_2 = math.sqrt(2)
 ARCHITECTURES = ("skip", "orig", "resnet")
 
@@ -38,7 +34,9 @@ class StyleGAN2Config:
         mapping_lr_multiplier: Scale of its parameters (equalised learning rate).
         architecture: "skip" (official default), "orig" or "resnet".
         conv_clamp: Activations are clamped to this magnitude; None for no clamp. Changes images.
-        resample_filter: The separable filter of the resampling, not normalised.
+        resample_filter: The separable filter of the resampling, not normalised; symmetric, and of
+            an even number of taps.
+        img_channels: 3, or 1 for grey images, which are drawn with three equal channels.
     """
 
     size: tuple[int, int] = (64, 64)
@@ -53,6 +51,7 @@ class StyleGAN2Config:
     architecture: str = "skip"
     conv_clamp: float | None = None
     resample_filter: tuple[float, ...] = (1, 3, 3, 1)
+    img_channels: int = 3
 
     def __post_init__(self) -> None:
         scale = 2 ** (len(self.channels) - 1)
@@ -65,29 +64,11 @@ class StyleGAN2Config:
             raise InputError(
                 f"architecture {self.architecture!r}: expected one of {ARCHITECTURES}."
             )
-
-    @property
-    def n_layers(self) -> int:
-        """Number of styles (the official num_ws): one per convolution and one for the last RGB."""
-        return 2 * len(self.channels)
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any], where: Path | str) -> "StyleGAN2Config":
-        """Reads what `to_json` gave.
-
-        Raises:
-            InputError: a field is unknown, or the values do not fit together.
-        """
-        check_keys(values, set(StyleGAN2Config.__dataclass_fields__), where)
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        return StyleGAN2Config(**fields)
+        taps = self.resample_filter
+        if len(taps) % 2 or taps != taps[::-1]:
+            raise InputError(f"resample_filter {taps}: expected an even number, symmetric.")
+        if self.img_channels not in (1, 3):
+            raise InputError(f"img_channels {self.img_channels}: expected 1 or 3.")
 
 
 def upfirdn(x: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, gain: float = 1.0) -> Tensor:
@@ -180,10 +161,6 @@ class MappingNetwork(nn.Module):
             x = self.get_submodule(f"fc{index}")(x)
         return x
 
-    def truncate(self, w: Tensor, psi: float) -> Tensor:
-        """Pulls w towards its mean: w_avg + psi (w - w_avg)."""
-        return w if psi == 1 else torch.lerp(self.w_avg, w, psi)
-
 
 def modulated_conv(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor | None) -> Tensor:
     """Convolution of activations scaled by `styles`, and x2 upsampling if `kernel` is given.
@@ -199,8 +176,9 @@ def modulated_conv(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor | N
     x, weight = x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype)
     if kernel is None:
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-    x = F.pad(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), (1, 1, 1, 1))
-    channels, taps = x.shape[1], kernel.shape[-1]
+    channels, taps = len(weight), kernel.shape[-1]
+    x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    x = F.pad(x, (taps // 2 - 1,) * 4)
     # Two rows and columns of zeros were inserted for each one, hence the gain 4.
     return F.conv2d(x, (kernel * 4).to(x.dtype).expand(channels, 1, taps, taps), groups=channels)
 
@@ -237,7 +215,7 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", torch.randn(size))
         self.register_buffer("resample_filter", filter_kernel(config.resample_filter))
 
-    def forward(self, x: Tensor, w: Tensor, noise: Noise, gain: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: str, gain: float = 1.0) -> Tensor:
         """(B, C_in, H, W) and style (B, w_dim) to (B, C_out, H', W')."""
         kernel = self.resample_filter if self.is_upsampling else None
         # Both normalisations cancel in the demodulation; they keep half precision in range.
@@ -254,7 +232,7 @@ class SynthesisLayer(nn.Module):
             return x
         return x.clamp(-self.clamp * gain / SQRT_2, self.clamp * gain / SQRT_2)
 
-    def _noise(self, noise: Noise, batch: int) -> Tensor:
+    def _noise(self, noise: str, batch: int) -> Tensor:
         if noise == "random":
             drawn = torch.randn(batch, 1, *self.size, device=self.bias.device)
             return drawn * self.noise_strength
@@ -269,11 +247,11 @@ class ToRGB(nn.Module):
         self.clamp = config.conv_clamp
         self.weight_gain = 1 / math.sqrt(in_channels)
         self.affine = FullyConnected(config.w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(3))
+        self.weight = nn.Parameter(torch.randn(config.img_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(config.img_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """(B, C, H, W) and style (B, w_dim) to (B, 3, H, W)."""
+        """(B, C, H, W) and style (B, w_dim) to (B, img_channels, H, W)."""
         styles = self.affine(w) * self.weight_gain
         x = modulated_conv(x, self.weight, styles, kernel=None)
         x = x + self.bias.to(x.dtype)[None, :, None, None]
@@ -335,7 +313,7 @@ class SynthesisBlock(nn.Module):
         image: Tensor | None,
         styles: Iterator[Tensor],
         last: Tensor,
-        noise: Noise,
+        noise: str,
     ) -> tuple[list[Tensor], Tensor | None]:
         """Draws one resolution.
 
@@ -386,7 +364,7 @@ class SynthesisNetwork(nn.Module):
             self.add_module(name, block)
             self.names.append(name)
 
-    def forward(self, ws: Tensor, noise: Noise = "const") -> tuple[Tensor, list[Tensor]]:
+    def forward(self, ws: Tensor, noise: str = "const") -> tuple[Tensor, list[Tensor]]:
         """Draws images.
 
         Args:
@@ -406,11 +384,13 @@ class SynthesisNetwork(nn.Module):
             features += activations
         if image is None:
             raise InputError("A synthesis network needs at least one block.")
-        return image, features
+        return image if image.shape[1] == 3 else image.repeat(1, 3, 1, 1), features
 
 
-class StyleGAN2(nn.Module):
+class StyleGAN2(StyleNetwork):
     """Mapping and synthesis; the state dict has the official names (`mapping.fc0.weight`, ...)."""
+
+    config: StyleGAN2Config
 
     def __init__(self, config: StyleGAN2Config) -> None:
         super().__init__()
@@ -418,98 +398,29 @@ class StyleGAN2(nn.Module):
         self.mapping = MappingNetwork(config)
         self.synthesis = SynthesisNetwork(config)
 
-    def forward(self, ws: Tensor, noise: Noise = "const") -> Tensor:
-        """Styles (B, layers, w_dim) to images (B, 3, H, W) float32."""
-        return self.synthesis(ws, noise)[0]
-
-
-class StyleGAN2Generator:
-    """StyleGAN2 as a latentseg generator; its latents are w, or one w per layer.
-
-    Args:
-        network: The weights; frozen here.
-        info: Its identity card.
-        psi: Truncation of sampled latents, in (0, 1]: smaller is more typical, less varied.
-        noise: "const" (default: every drawing of a latent is the same), "random" or "none".
-        spread: (w_dim,) standard deviation of w, the unit of `shift`; measured if None.
-    """
-
-    def __init__(
-        self,
-        network: StyleGAN2,
-        info: GeneratorInfo,
-        *,
-        psi: float = 0.9,
-        noise: Noise = "const",
-        spread: Tensor | None = None,
-    ) -> None:
-        self.network = network.eval().requires_grad_(False)
-        self.info, self.psi, self.noise = info, psi, noise
-        self.spread = self._measured_spread() if spread is None else spread.to(self.device)
-        channels = network.config.channels
-        self.feature_channels = (channels[0], *(c for c in channels[1:] for _ in range(2)))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.network.mapping.w_avg.device
-
     @property
     def n_layers(self) -> int:
-        """Layers that take a style of their own."""
-        return self.network.config.n_layers
+        """One style for each convolution, and one for the last RGB."""
+        return 2 * len(self.config.channels)
 
-    def to(self, device: torch.device | str) -> "StyleGAN2Generator":
-        """Moves the weights and returns itself."""
-        self.network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.spread = self.spread.to(device)
-        return self
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """One map after each convolution."""
+        first, *rest = self.config.channels
+        return (first, *(channels for channels in rest for _ in range(2)))
 
-    def sample(self, seeds: Tensor) -> Latents:
-        """Draws w for each seed: (B,) int64 to values (B, w_dim), truncated; classes uniform."""
-        z, labels = zip(*(self._prior(int(seed)) for seed in seeds), strict=True)
-        classes = torch.stack(labels).to(self.device) if self.info.n_classes else None
-        with torch.no_grad():
-            w = self.network.mapping(torch.stack(z).to(self.device), classes)
-            return Latents(self.network.mapping.truncate(w, self.psi), classes)
+    def style(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """Noise (B, z_dim) and classes (B,) to styles (B, w_dim)."""
+        return self.mapping(z, labels)
 
-    def _prior(self, seed: int) -> tuple[Tensor, Tensor]:
-        drawn = torch.Generator().manual_seed(seed)
-        z = torch.randn(self.network.config.z_dim, generator=drawn)
-        return z, torch.randint(max(self.info.n_classes, 1), (), generator=drawn)
+    def centre(self, labels: Tensor | None) -> Tensor:
+        """The running mean of w, (w_dim,), for all classes alike."""
+        return self.mapping.w_avg
 
-    def __call__(self, latents: Latents) -> Tensor:
-        """Latents (B, w_dim) or (B, layers, w_dim) to images (B, 3, H, W) float32.
+    def draw(self, ws: Tensor, noise: str) -> tuple[Tensor, list[Tensor]]:
+        """Images (B, 3, H, W) and the activations after each convolution, coarse to fine."""
+        return self.synthesis(ws, noise)
 
-        Nominally in [-1, 1]; like the official network it does not clamp, so that brightness beyond
-        the range still has a gradient.
-        """
-        return self.network(self._per_layer(latents.values), self.noise)
-
-    def shift(self, latents: Latents, step: Tensor) -> Latents:
-        """Moves w by `step`, (w_dim,), (layers, w_dim) or with a batch axis, in its own spread."""
-        return latents.with_values(latents.values + step * self.spread)
-
-    def variants(self, latents: Latents, seeds: Tensor, keep: int) -> Tensor:
-        """(B, N, 3, H, W): the first `keep` layers keep their style, the others take a seed's."""
-        own = self._per_layer(latents.values)
-        is_kept = (torch.arange(own.shape[1], device=self.device) < keep)[:, None]
-        others = self._per_layer(self.sample(seeds).values)
-        mixed = torch.where(is_kept, own[:, None], others[None])
-        return self.network(mixed.flatten(0, 1), self.noise).unflatten(0, mixed.shape[:2])
-
-    def features(self, latents: Latents) -> list[Tensor]:
-        """Activations after each convolution, (B, C_l, H_l, W_l), coarse to fine."""
-        return self.network.synthesis(self._per_layer(latents.values), self.noise)[1]
-
-    def _per_layer(self, w: Tensor) -> Tensor:
-        return w[:, None].expand(-1, self.n_layers, -1) if w.ndim == 2 else w
-
-    @torch.no_grad()
-    def _measured_spread(self, n: int = 4096) -> Tensor:
-        drawn = torch.Generator().manual_seed(0)
-        z = torch.randn(n, self.network.config.z_dim, generator=drawn).to(self.device)
-        labels = None
-        if self.network.config.n_classes:
-            labels = torch.arange(n, device=self.device) % self.network.config.n_classes
-        return self.network.mapping(z, labels).std(dim=0)
+    def forward(self, ws: Tensor, noise: str = "const") -> Tensor:
+        """Styles (B, n_layers, w_dim) to images (B, 3, H, W) float32."""
+        return self.synthesis(ws, noise)[0]

@@ -1,5 +1,6 @@
 """Labelers turn generated images into masks; the methods of the papers are labelers."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from latentseg.errors import CorruptFileError, InputError
@@ -9,12 +10,15 @@ from latentseg.labelers.protocols import Labeler, Labelled
 
 __all__ = ["METHODS", "Labeler", "Labelled", "labelers_for", "load_labeler"]
 
-METHODS: dict[str, type] = {"directions": Generator}  # what each method needs of a generator
+# What each method needs of a generator beyond images: one of its ABILITIES, or nothing.
+METHODS: dict[str, str | None] = {"directions": None}
 
 
-def labelers_for(generator: Generator) -> tuple[str, ...]:
-    """The methods that `generator` can serve."""
-    return tuple(method for method, needed in METHODS.items() if isinstance(generator, needed))
+def labelers_for(abilities: Collection[str]) -> tuple[str, ...]:
+    """The methods that a generator with these `abilities` can serve."""
+    return tuple(
+        method for method, needed in METHODS.items() if needed is None or needed in abilities
+    )
 
 
 def load_labeler(folder: Path | str, generator: Generator) -> Labeler:

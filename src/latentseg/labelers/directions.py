@@ -29,6 +29,7 @@ from latentseg.files import (
     write_manifest,
     write_safetensors,
 )
+from latentseg.generators.parts import parts
 from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import write_image
 from latentseg.labelers.losses import LOSSES, centre_minus_border, grey
@@ -49,6 +50,7 @@ Mode = Literal["light", "dark", "both"]
 FORMAT = 1
 HELD_OUT = -1  # takes the place of the step in the seeds of latents that no step learns from
 START_SCALE = 0.1  # official code
+PARTS: tuple[str, ...] = ("loss", "contrast", "structure")  # what is reported of each step
 CHECK_EVERY = 25
 PATIENCE = 2  # checks
 
@@ -204,34 +206,45 @@ class _Search:
         s = len(self.losses)
         latents = sample_latents(self.generator, self.config.batch, self.seed, s)
         lengths = draw_lengths(self.config, self.generator.info.latent, self.seed, s)
+        gradient = torch.zeros_like(self.values)
+        means: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        # The losses are means over images: those of parts of the batch, weighted, add up.
+        for part in parts(len(latents), self.generator.info.size):
+            share = len(latents[part]) / len(latents)
+            loss, numbers = self._part_loss(latents[part], lengths[part])
+            if not math.isfinite(numbers["loss"]):
+                raise DivergedError(
+                    f"step {s} of the search for a direction: the loss became {numbers['loss']}. "
+                    "Nothing was written. Check the generator, or lower the learning rate."
+                )
+            (found,) = torch.autograd.grad(loss, self.values)
+            gradient += share * found
+            means = {name: means[name] + share * numbers[name] for name in PARTS}
+        self.values.grad = gradient
+        self.optimizer.step()
+        with torch.no_grad():
+            self.values /= self.values.norm()
+        self.losses.append(means)
+
+    def _part_loss(self, latents: Latents, lengths: Tensor) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
             x = self.generator(latents)
         step = lengths.to(self.direction) * self.direction
-        shifted = self.generator(self.generator.shift(latents, step))
-        loss, parts = self.loss(shifted, x)
-        if not math.isfinite(parts["loss"]):
-            raise DivergedError(
-                f"step {s} of the search for a direction: the loss became {parts['loss']}. "
-                "Nothing was written. Check the generator, or lower the learning rate."
-            )
+        loss, numbers = self.loss(self.generator(self.generator.shift(latents, step)), x)
         if not loss.requires_grad:
             raise InputError(
                 f"generator {self.generator.info.name!r}: its images have no gradient with respect "
                 "to the latents, which the search for directions needs."
             )
-        (self.values.grad,) = torch.autograd.grad(loss, self.values)
-        self.optimizer.step()
-        with torch.no_grad():
-            self.values /= self.values.norm()
-        self.losses.append(parts)
+        return loss, numbers
 
     def loss(self, shifted: Tensor, x: Tensor) -> tuple[Tensor, dict[str, float]]:
         """The total loss, and its parts as numbers."""
         losses = LOSSES[self.config.loss]
         contrast, structure = losses.contrast(shifted), losses.structure(shifted, x)
         total = self.contrast_weight * contrast + self.config.structure_weight * structure
-        parts = {"loss": total, "contrast": contrast, "structure": structure}
-        return total, {name: float(value.detach()) for name, value in parts.items()}
+        numbers = zip(PARTS, (total, contrast, structure), strict=True)
+        return total, {name: float(value.detach()) for name, value in numbers}
 
 
 class _HeldOut:

@@ -134,7 +134,7 @@ class Training:
 
     def _draw(self, labels: Tensor | None) -> Tensor:
         config, mapping = self.config, self.generator.mapping
-        n_layers = self.generator.config.n_layers
+        n_layers = self.generator.n_layers
         z = torch.randn(2, config.batch, config.latent_dim).to(self.device)
         w, other = mapping(z[0], labels), mapping(z[1], labels)
         mapping.w_avg.lerp_(w.detach().float().mean(dim=0), 1 - W_AVG_BETA)

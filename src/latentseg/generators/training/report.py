@@ -1,5 +1,6 @@
 """What a generator training leaves at each report: contact sheet, distance, card, the generator."""
 
+import copy
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 from latentseg.files import write_text
+from latentseg.generators.family import Sampling
 from latentseg.generators.folders import save_generator
+from latentseg.generators.protocols import GeneratorInfo
+from latentseg.generators.style_generator import StyleGenerator
 from latentseg.generators.stylegan2 import StyleGAN2
 from latentseg.generators.training.distance import FrechetDistance, sliced_wasserstein
 from latentseg.generators.training.photos import Photos
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from latentseg.generators.training.loop import GeneratorTrainingConfig, Training
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 12
+PSI = 0.9  # truncation of samples: a generator of few photos gains little from a lower one
 
 
 class Report:
@@ -53,14 +58,25 @@ class Report:
         append_metrics(self.out / "metrics.jsonl", row)
         write_preview(network, self.out / "previews" / f"step-{training.step:09d}.png")
         source = f"trained with latentseg train-generator on {len(self.photos)} photos"
-        save_generator(
-            network,
-            self.out / "generator",
+        info = GeneratorInfo(
             name=self.name,
+            size=config.size,
+            latent=(),
+            n_classes=network.config.n_classes,
+            space="",
             licence=self.licence,
             source=source,
-            trained={**asdict(config), **row},
+            sha256="",
+            family="stylegan2",
+        )
+        # A copy: a generator freezes its weights, and this network goes on learning.
+        generator = StyleGenerator(copy.deepcopy(network), info, Sampling(psi=PSI))
+        save_generator(
+            generator,
+            self.out / "generator",
             card=card_text(self.name, self.licence, source, config, row),
+            origin={**asdict(config), **row},
+            half=True,
         )
 
 
@@ -74,15 +90,15 @@ def draw(network: StyleGAN2, n: int, *, psi: float, seed: int = 0, batch: int = 
     for start in range(0, n, batch):
         part = slice(start, start + batch)
         w = network.mapping(z[part], None if labels is None else labels[part])
-        w = network.mapping.truncate(w, psi)
-        x = network(w[:, None].expand(-1, config.n_layers, -1))
+        w = torch.lerp(network.mapping.w_avg, w, psi)
+        x = network(w[:, None].expand(-1, network.n_layers, -1))
         images.append(torch.from_numpy(to_pixels(x)).permute(0, 3, 1, 2))
     return torch.cat(images)
 
 
 def write_preview(network: StyleGAN2, path: Path) -> None:
-    """A contact sheet of 96 images from fixed latents, truncation 0.9."""
-    drawn = draw(network, PREVIEW_ROWS * PREVIEW_COLUMNS, psi=0.9).permute(0, 2, 3, 1).numpy()
+    """A contact sheet of 96 images from fixed latents, truncated as samples are."""
+    drawn = draw(network, PREVIEW_ROWS * PREVIEW_COLUMNS, psi=PSI).permute(0, 2, 3, 1).numpy()
     rows = [list(row) for row in drawn.reshape(PREVIEW_ROWS, PREVIEW_COLUMNS, *drawn.shape[1:])]
     write_image(path, contact_sheet(rows))
 
