@@ -1,6 +1,6 @@
 """Published generators at their real size, random weights: images per second and peak memory.
 
-python benchmarks/generators.py [--names stylegan2-ada-256 biggan-128] [--official NAME=FOLDER ...]
+python benchmarks/generators.py [--names biggan/biggan-128 ...] [--official NAME=FOLDER ...]
 """
 
 import importlib
@@ -15,11 +15,12 @@ from measuring import Row, in_fresh_process, seconds_each, show
 
 # The generators of Melas-Kyriazi 2021, Table 2.
 TABLE_2 = (
-    "acgan-tiny64", "biggan-tiny64", "ggan-tiny64", "sagan-tiny64", "sngan-tiny64", "sagan-128",
-    "sngan-128", "contragan-128", "studiogan-biggan-128", "uncond-128", "selfcond-128",
-    "bigbigan-128",
+    "studiogan/acgan-tiny64", "studiogan/biggan-tiny64", "studiogan/ggan-tiny64",
+    "studiogan/sagan-tiny64", "studiogan/sngan-tiny64", "studiogan/sagan-128",
+    "studiogan/sngan-128", "studiogan/contragan-128", "studiogan/biggan-128",
+    "selfcond/uncond-128", "selfcond/selfcond-128", "bigbigan/bigbigan-128",
 )  # fmt: skip
-COMPARED = ("stylegan2-ada-256", "biggan-128")
+COMPARED = ("stylegan2/stylegan2-ada-256", "biggan/biggan-128")
 
 
 def ours(name: str, device: str, batch: int, gradient: bool, seconds: float) -> Row:
@@ -31,11 +32,9 @@ def ours(name: str, device: str, batch: int, gradient: bool, seconds: float) -> 
     from latentseg.generators.protocols import GeneratorInfo
     from latentseg.generators.registry import families
 
-    family, config = next(
-        (family, family.published[name])
-        for family in families().values()
-        if name in family.published
-    )
+    family_name, _, published = name.partition("/")
+    family = families()[family_name]
+    config = family.published[published]
     torch.manual_seed(0)
     info = GeneratorInfo(name, config.size, (), config.n_classes, "", "", "random weights", "")
     generator = family.adapt(family.build(config), info, Sampling(), {}).to(pick_device(device))
@@ -67,7 +66,7 @@ def official_stylegan2(folder: str, device: str, batch: int, gradient: bool, sec
         return network.synthesis(styles, noise_mode="const", force_fp32=True)
 
     n_parameters = sum(p.numel() for p in network.parameters())
-    return _measured("stylegan2-ada-256", "official", draw, ws, n_parameters, gradient, seconds)
+    return _measured(COMPARED[0], "official", draw, ws, n_parameters, gradient, seconds)
 
 
 def official_biggan(folder: str, device: str, batch: int, gradient: bool, seconds: float) -> Row:
@@ -88,10 +87,10 @@ def official_biggan(folder: str, device: str, batch: int, gradient: bool, second
         return network(values, classes)
 
     n_parameters = sum(p.numel() for p in network.parameters())
-    return _measured("biggan-128", "official", draw, z, n_parameters, gradient, seconds)
+    return _measured(COMPARED[1], "official", draw, z, n_parameters, gradient, seconds)
 
 
-OFFICIAL = {"stylegan2-ada-256": official_stylegan2, "biggan-128": official_biggan}
+OFFICIAL = dict(zip(COMPARED, (official_stylegan2, official_biggan), strict=True))
 
 
 def _imported(folder: str, module: str) -> Any:
@@ -148,7 +147,7 @@ def main(
     """Measures each network in a process of its own, images and gradients with respect to latents.
 
     Args:
-        names: Published configurations of `latentseg.generators`.
+        names: FAMILY/NAME: published configurations of `latentseg.generators`.
         table_2: Those of Melas-Kyriazi 2021, Table 2, instead.
         official: NAME=FOLDER: the official code of that network, measured beside ours. It is run.
         device: auto, cpu, cuda, ...

@@ -223,18 +223,22 @@ def _print_abilities(common: Common, title: str, rows: dict[str, tuple[str, ...]
 
 
 def _tell_family(common: Common, family: "Family") -> None:
-    sampling = family.defaults
+    from latentseg.generators.family import CHOICES
+
+    choices = {
+        name: f"{CHOICES[name]}; default {getattr(family.defaults, name)}"
+        for name in family.choices
+    }
     lines = [
         f"{family.name}: {family.title}",
         f"files     {family.files}",
         f"licence   {family.licence}",
         f"abilities {', '.join(family.abilities)}",
         "options of `latentseg convert --option NAME=VALUE ...`:",
-        *(f"  {name:<14} {meaning}" for name, meaning in family.options.items()),
-        *(f"  {name:<14} by default {getattr(sampling, name)}" for name in family.choices),
+        *(f"  {name:<14} {what}" for name, what in {**family.options, **choices}.items()),
     ]
     _tell(common, "\n".join(lines))
-    _write_json(common, {"family": family.name, "options": dict(family.options)})
+    _write_json(common, {"family": family.name, "options": {**family.options, **choices}})
 
 
 def convert(

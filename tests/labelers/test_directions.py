@@ -301,3 +301,16 @@ def test_sample_latents_when_drawn_in_parts_then_each_depends_on_its_own_key():
     world = World()
     long, short = sample_latents(world, 6, 0, 1), sample_latents(world, 3, 0, 1)
     assert torch.equal(long.values[:3], short.values)
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_find_direction_when_the_batch_is_searched_in_parts_then_it_is_the_same(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+):
+    config = replace(BRIEF, loss=variant, batch=5)
+    whole = find_direction(World(), "light", config=config, quiet=True)
+    monkeypatch.setattr("latentseg.generators.parts.PIXELS", 2 * 32 * 32)  # parts of 2, 2 and 1
+    parts = find_direction(World(), "light", config=config, quiet=True)
+    torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=1e-4)
+    for step, expected in zip(parts.losses, whole.losses, strict=True):
+        assert step == pytest.approx(expected, rel=1e-4)

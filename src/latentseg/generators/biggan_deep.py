@@ -22,6 +22,7 @@ from latentseg.generators.priors import Prior
 from latentseg.generators.protocols import GeneratorInfo
 
 TRUNCATION = 0.4  # as the official example, and Melas-Kyriazi et al. 2021
+DEFAULTS = Sampling(truncation=TRUNCATION)
 LIMIT = 2.0  # z is cut off there, then multiplied by the truncation
 REDUCTION = 4  # of the channels inside a block
 ROWS = ("exact", "fixed")
@@ -339,7 +340,7 @@ def read(checkpoint: Checkpoint, options: Options) -> Imported:
     rows = {name: options[name] for name in ("rows",) if name in options}
     config = from_json(BigGANDeepConfig, {**values, **rows}, path)
     weights = read_weights(checkpoint.weights())
-    return Imported(config, weights, sampling=Sampling(truncation=TRUNCATION))
+    return Imported(config, weights, sampling=DEFAULTS)
 
 
 def config_path(weights: Path) -> Path:
@@ -412,6 +413,7 @@ FAMILY = Family(
         "rows": "how the statistics of a truncation are picked: exact (default), as the official "
         "code with its mistakes, or fixed"
     },
+    defaults=DEFAULTS,
     choices=("truncation", "class_weights"),
     abilities=("variants", "features", "classes"),
     published={

@@ -75,7 +75,7 @@ def convert(
         save_generator(
             generator,
             out,
-            card=_card(generator, imported, checkpoint),
+            card=_card(generator, imported, checkpoint, options),
             origin={**asked, "embedded_sources": dict(checkpoint.sources), "notes": imported.notes},
             half=half,
         )
@@ -125,10 +125,13 @@ def _preview(generator: SavedGenerator, quiet: bool) -> Pixels:
     return contact_sheet(rows)
 
 
-def _card(generator: SavedGenerator, imported: Imported, checkpoint: Checkpoint) -> str:
+def _card(
+    generator: SavedGenerator, imported: Imported, checkpoint: Checkpoint, options: Options
+) -> str:
     info, sampling = generator.info, generator.sampling
     family = families()[info.family]
-    choices = "\n".join(f"| {choice} | {getattr(sampling, choice)} |" for choice in family.choices)
+    choices = {choice: getattr(sampling, choice) for choice in family.choices}
+    chosen = "\n".join(f"| {name} | {value} |" for name, value in {**options, **choices}.items())
     notes = "\n".join(f"- {note}" for note in imported.notes) or "- nothing"
     return f"""# {info.name}
 
@@ -144,7 +147,7 @@ this generator, too.
 |---|---|
 | sha256 of the file | `{checkpoint.sha256}` |
 | latents | {info.space} {info.latent} |
-{choices}
+{chosen}
 
 What the file does not say and was assumed:
 

@@ -99,6 +99,16 @@ class Imported:
     notes: tuple[str, ...] = ()
 
 
+CHOICES = {
+    "psi": "truncation towards the mean style, above 0 to 1",
+    "cutoff": "truncate only the first so many layers",
+    "noise": "const, random or none",
+    "truncation": "of z, above 0 to 1",
+    "class_weights": "how often each class occurs, a list",
+    "bank_noise": "noise on latents of a bank, in its standard deviations",
+}
+
+
 class SavedGenerator(Generator, Protocol):
     """A generator that can be written into a folder: what `Family.adapt` builds."""
 

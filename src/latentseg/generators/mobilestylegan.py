@@ -25,6 +25,7 @@ LR_MULTIPLIER = 0.01  # of the mapping network; the official code has no other
 MAX_LAYERS = 64
 MAX_SIDE = 8192
 IMAGE_BANDS = 12  # one low and three high bands for each colour
+DEFAULTS = Sampling(psi=0.5)  # fixed in the official code
 NOTES = (
     "The scale of the mapping network's parameters was assumed to be the official 0.01.",
     "The file holds no noise maps: they were drawn from a fixed seed.",
@@ -288,7 +289,7 @@ def read(checkpoint: Checkpoint, options: Options) -> Imported:
         }
         ours |= _below(f"blocks.{block}", parts)
     ours = {name: tensor.float() for name, tensor in ours.items()}
-    return Imported(config, ours, Sampling(psi=0.5), notes=NOTES)
+    return Imported(config, ours, DEFAULTS, notes=NOTES)
 
 
 def _config(weights: Weights) -> MobileStyleGANConfig:
@@ -386,6 +387,7 @@ FAMILY = Family(
     adapt=StyleGenerator.adapt,
     objection=objection,
     read=read,
+    defaults=DEFAULTS,
     choices=("psi", "cutoff", "noise"),
     abilities=("variants", "features"),
     published={"mobilestylegan-ffhq-1024": MobileStyleGANConfig()},
