@@ -22,7 +22,7 @@ demo: install
 	@echo "The report: runs/demo/report.html"
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check

@@ -9,6 +9,8 @@ from torch.nn import functional
 from latentseg.generators.protocols import GeneratorInfo, Latents
 from tests.parts_world import PARTS, PartsWorld
 
+CLARITY = 4.0  # of the parts against the colours, which are never those of the painted image
+
 
 class FewShotWorld:
     """Figures with body, head and foot, and three activation maps, coarse to fine.
@@ -50,7 +52,7 @@ class FewShotWorld:
     def features(self, latents: Latents) -> list[Tensor]:
         parts = functional.one_hot(self.masks(latents).long(), len(PARTS) + 1).movedim(3, 1)
         noise = self.parts.x.mul(37).sin().expand(len(latents), 1, *self.info.size)
-        seen = torch.cat([parts.float(), self(latents), noise], dim=1)
+        seen = torch.cat([CLARITY * parts, self(latents), noise], dim=1)
         return [
             functional.leaky_relu(
                 functional.conv2d(functional.avg_pool2d(seen, step), mixture[:, :, None, None]), 0.2

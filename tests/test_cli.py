@@ -118,7 +118,7 @@ def test_stages_one_by_one_from_generator_to_masks_of_photos(latentseg, tmp_path
     labeler, data, student, masks = (
         tmp_path / name for name in ("labeler", "data", "run", "masks")
     )
-    quick = ["--steps", 12, "--restarts", 1, "--radius", 2]
+    quick = ["--search-steps", 12, "--search-restarts", 1, "--radius", 2]
     assert latentseg("fit", "directions", WORLD, labeler, *quick)[0] == 0
     assert (labeler / "contact_sheet.png").is_file()
     assert latentseg("synth", WORLD, labeler, data, "--count", 24)[0] == 0
@@ -240,7 +240,7 @@ def test_checkpoint_is_converted_fitted_and_drawn_from(latentseg, tmp_path: Path
     config = json.loads(out)
     assert config["sampling"]["psi"] == 0.5
     assert read_image(folder / "samples.png").shape[2] == 3
-    quick = ("--steps", 2, "--restarts", 1, "--classes", 1, "--quiet")
+    quick = ("--search-steps", 2, "--search-restarts", 1, "--classes", 1, "--quiet")
     assert latentseg("fit", "directions", folder, labeler, *quick)[0] == 0
     assert json.loads((labeler / "labeler.json").read_text())["generator"]["classes"] == [1]
     code, _, _ = latentseg("synth", folder, labeler, data, "--count", 2, "--quiet")
@@ -279,8 +279,58 @@ def test_generators_shows_abilities_families_and_the_template(latentseg, tmp_pat
 
 def test_program_is_opened_only_when_trusted(latentseg, tmp_path: Path) -> None:
     program = ROOT / "tests/data/golden/torch-export/conv32/model/generator.pt2"
-    fit = ("fit", "directions", program, tmp_path / "out", "--steps", 2, "--restarts", 1)
+    fit = (
+        "fit",
+        "directions",
+        program,
+        tmp_path / "out",
+        "--search-steps",
+        2,
+        "--search-restarts",
+        1,
+    )
     code, _, err = latentseg(*fit)
     assert code == 1
     assert "--trust-code" in err
     assert latentseg(*fit, "--trust-code", "--quiet")[0] == 0
+
+
+def test_flags_of_a_method_that_takes_no_part_are_refused(latentseg, tmp_path: Path) -> None:
+    for arguments in (
+        ("fit", "directions", WORLD, tmp_path / "out", "--k", 3),
+        ("fit", "style-mixing", WORLD, tmp_path / "out", "--radius", 2),
+        ("run", WORLD, tmp_path / "out", "--method", "style-mixing", "--variant", "paper"),
+        ("run", WORLD, tmp_path / "out", "--spatial-weight", 0),
+    ):
+        code, _, err = latentseg(*arguments)
+        assert code == 1
+        assert "which is not asked for" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_style_mixing_from_generator_to_named_parts(latentseg, tmp_path: Path) -> None:
+    world, labeler, data = "tests.parts_world:PartsWorld", tmp_path / "labeler", tmp_path / "data"
+    code, out, _ = latentseg("fit", "style-mixing", world, labeler, "--k", 4, "--quiet")
+    assert code == 0
+    assert "classes.html" in out
+    found = json.loads((labeler / "classes.json").read_text())
+    named = {
+        number: "background" if name == "background" else "thing" for number, name in found.items()
+    }
+    (labeler / "classes.json").write_text(json.dumps(named))
+    assert latentseg("synth", world, labeler, data, "--count", 3, "--quiet")[0] == 0
+    assert json.loads((data / "dataset.json").read_text())["classes"] == ["thing"]
+
+
+def test_labelers_can_agree_and_vote_on_a_dataset(latentseg, tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    quick = ("--search-steps", 8, "--search-restarts", 1, "--radius", 2, "--quiet")
+    assert latentseg("fit", "directions", WORLD, one, *quick)[0] == 0
+    fit = ("fit", "style-mixing", WORLD, other, "--first-mixed-layer", 1, "--quiet")
+    assert latentseg(*fit)[0] == 0
+    for flag in ("--agree", "--vote"):
+        data = tmp_path / flag.strip("-")
+        done = latentseg("synth", WORLD, other, data, flag, one, "--count", 3, "--quiet")
+        assert done[0] == 0
+        method = json.loads((data / "dataset.json").read_text())["labeler"]["method"]
+        assert method in ("agreement", "voting")

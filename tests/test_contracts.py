@@ -16,7 +16,12 @@ from latentseg.errors import CorruptFileError, InputError
 from latentseg.generators.abilities import abilities
 from latentseg.generators.protocols import Generator, HasFeatures, HasVariants, Latents
 from latentseg.labelers import METHODS, Labeler, labelers_for, load_labeler
+from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
 from tests.generators.tiny import TINY
+from tests.labelers.test_feature_clusters import fitted as feature_clusters
+from tests.labelers.test_few_shot import fitted as few_shot
+from tests.labelers.test_prototypes import fitted as fitted_parts
+from tests.labelers.test_style_mixing import mixing
 from tests.world import World, fitted, seeds, with_gradient
 
 GENERATORS: dict[str, Callable[[], Generator]] = {
@@ -30,6 +35,14 @@ LABELERS: dict[str, Callable[[], Labeler]] = {
     "directions, conditional": lambda: fitted(3),
     "directions, light": lambda: fitted().with_config(replace(fitted().config, mode="light")),
     "directions, dark": lambda: fitted().with_config(replace(fitted().config, mode="dark")),
+    "style-mixing": mixing,
+    "style-mixing, conditional": lambda: mixing(3),
+    "style-mixing, parts": lambda: fitted_parts("shared"),
+    "style-mixing, matched parts": lambda: fitted_parts("matched"),
+    "agreement": lambda: AgreementLabeler(mixing(), fitted()),
+    "few-shot": few_shot,
+    "feature-clusters": feature_clusters,
+    "voting": lambda: VotingLabeler(fitted(), mixing()),
 }
 
 
@@ -214,7 +227,7 @@ def test_labeler_when_saved_and_loaded_then_it_labels_alike(labeler: Labeler, tm
 
 def test_labeler_when_any_file_is_damaged_then_it_is_refused(labeler: Labeler, tmp_path: Path):
     labeler.save(tmp_path)
-    for path in list(tmp_path.iterdir()):
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
         with pytest.raises((CorruptFileError, InputError)):

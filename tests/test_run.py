@@ -10,7 +10,9 @@ from latentseg import run as run_module
 from latentseg.errors import InputError
 from latentseg.files import verify_manifest
 from latentseg.images import write_image
+from latentseg.labelers import load_labeler
 from latentseg.labelers.directions import DirectionsConfig
+from latentseg.labelers.style_mixing import StyleMixingConfig
 from latentseg.run import PRESETS, RunConfig, run
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.self_training import SelfTrainingConfig
@@ -76,6 +78,38 @@ def test_run_folder_is_complete_and_verified(finished: Path) -> None:
     ):  # fmt: skip
         assert (finished / name).is_file(), name
     assert not (finished / "dataset").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "agree"), [("style-mixing", None), ("style-mixing", "directions"), ("voting", None)]
+)
+def test_other_methods_make_a_whole_run(
+    tmp_path: Path, real: Path, method: str, agree: str | None
+) -> None:
+    student = replace(STUDENT, steps=4, decay_at=3)
+    config = replace(TINY, method=method, agree=agree, student=student, count=8)
+    config = replace(config, style_mixing=StyleMixingConfig(n_variants=8, restarts=2))
+    run(WORLD, tmp_path / "run", config=config, eval_data=[real], device="cpu", quiet=True)
+    verify_manifest(tmp_path / "run")
+    card = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["card"]
+    expected = "agreement" if agree else method
+    assert card["labeler"]["method"] == expected
+    assert (tmp_path / "run" / "labeler" / "contact_sheet.png").is_file()
+    labeler = load_labeler(tmp_path / "run" / "labeler", World())
+    assert labeler.info["method"] == expected
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert ("the same layout in another look" in page) == (expected == "style-mixing")
+
+
+def test_methods_that_do_not_go_together_are_refused() -> None:
+    for options in (
+        {"method": "magic"},
+        {"agree": "directions"},
+        {"method": "style-mixing", "agree": "magic"},
+        {"method": "style-mixing", "ensemble": True},
+    ):
+        with pytest.raises(InputError, match="expected|ensemble"):
+            RunConfig(**options)  # pyright: ignore[reportArgumentType]
 
 
 def test_results_stand_beside_floors_and_ceiling(finished: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from latentseg.generators import Generator
     from latentseg.generators.family import Family
+    from latentseg.labelers.directions import DirectionsConfig
+    from latentseg.labelers.style_mixing import StyleMixingConfig
     from latentseg.students.segmenter import Segmenter
     from latentseg.students.training import TrainConfig
 
@@ -61,7 +63,7 @@ class Common:
 
 
 @dataclass(frozen=True)
-class GeneratorFlags:
+class CheckpointFlags:
     """What is asked of the generator."""
 
     classes: tuple[int, ...] = ()
@@ -72,26 +74,74 @@ class GeneratorFlags:
     """Open a TorchScript or torch.export file: it is a program, which then runs."""
 
 
+@dataclass(frozen=True)
+class DirectionsFlags:
+    """Of the method directions; by default as the preset or the variant has it."""
+
+    variant: Variant | None = None
+    """Settings of the search: ours, those of the official code, or of the paper."""
+    mode: Literal["light", "dark", "both", "ensemble"] | None = None
+    """Directions that make the mask; run can also average students of light and dark."""
+    radius: float | None = None
+    """Step that makes masks, in standard deviations of the latent; by default chosen."""
+    contrast_weight: float | None = None
+    """Weight of the contrast loss, lambda in the paper."""
+    structure_weight: float | None = None
+    """Weight of the structure loss."""
+    search_radius: float | None = None
+    """Step during the search."""
+    search_steps: int | None = None
+    """Most steps of the search."""
+    search_restarts: int | None = None
+    """Random starts of the search."""
+
+
+@dataclass(frozen=True)
+class StyleMixingFlags:
+    """Of the method style-mixing; by default as measured best."""
+
+    k: int | None = None
+    """Segments; 2 are foreground and background."""
+    variants: int | None = None
+    """Variants of each image, itself included."""
+    first_mixed_layer: int | None = None
+    """Layers from this one on take another style; by default chosen."""
+    colour: Literal["rgb", "lab"] | None = None
+    """Colour space of the pixels."""
+    normalisation: Literal["none", "plane", "correlation"] | None = None
+    """What is made equal before pixels are compared."""
+    clustering: Literal["kmeans", "spherical", "mixture"] | None = None
+    """How pixels are clustered."""
+    spatial_weight: float | None = None
+    """Weight of the place of a pixel beside its colours."""
+    meaning: Literal["shared", "matched"] | None = None
+    """For k above 2: one clustering for all images, or clusters matched to prototypes."""
+    foreground: Literal["border", "centre", "area", "vote"] | None = None
+    """For k 2: which segment is the foreground."""
+    memory: float | None = None
+    """GiB that may be used beside the generator's weights."""
+
+
 COMMON = Common()
+DIRECTIONS, STYLE_MIXING = DirectionsFlags(), StyleMixingFlags()
+OfDirections = OmitArgPrefixes[DirectionsFlags]
+OfStyleMixing = OmitArgPrefixes[StyleMixingFlags]
 CommonFlags = OmitArgPrefixes[Common]
-GENERATOR = GeneratorFlags()
-OfGenerator = OmitArgPrefixes[GeneratorFlags]
+CHECKPOINT = CheckpointFlags()
+OfCheckpoint = OmitArgPrefixes[CheckpointFlags]
 
 
 def run(
     generator: GeneratorName,
     out: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
-    method: Literal["directions"] = "directions",
+    method: Literal["directions", "style-mixing", "voting"] = "directions",
+    agree: Literal["directions", "style-mixing"] | None = None,
     preset: Literal["quick", "standard", "paper"] = "standard",
     eval: tuple[Path, ...] = (),
     photos: Path | None = None,
     rounds: int | None = None,
     ceiling: Path | None = None,
-    variant: Variant | None = None,
-    mode: Literal["light", "dark", "both", "ensemble"] | None = None,
-    radius: float | None = None,
-    contrast_weight: float | None = None,
     count: int | None = None,
     network: str | None = None,
     width: float | None = None,
@@ -99,7 +149,9 @@ def run(
     protocol: str | None = None,
     keep_dataset: bool = False,
     seed: int = 0,
-    of_generator: OfGenerator = GENERATOR,
+    directions: OfDirections = DIRECTIONS,
+    style_mixing: OfStyleMixing = STYLE_MIXING,
+    checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
 ) -> None:
     """The whole job: label, synthesise, train, evaluate, report. The same command continues it.
@@ -107,16 +159,13 @@ def run(
     Args:
         generator: What to learn from.
         out: The run folder.
-        method: How masks are made.
+        method: How masks are made; voting takes directions and style-mixing together.
+        agree: Another method, whose masks have to agree, or a sample is dropped.
         preset: quick for a first look, standard for quality, paper for the published settings.
         eval: Real photos with masks to measure on; may be given several.
         photos: Unlabelled photos of the same domain, for self-training.
         rounds: Rounds of self-training; by default those of the preset.
         ceiling: Real photos with masks: the same student learns from them, for comparison.
-        variant: Settings of the search: ours, those of the official code, or of the paper.
-        mode: Directions that make the mask; ensemble averages students of light and dark.
-        radius: Step that makes masks, in standard deviations of the latent; by default chosen.
-        contrast_weight: Weight of the contrast loss, lambda in the paper.
         count: Synthetic pairs; 0 draws new ones for as long as the student trains.
         network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
         width: Width of the U-Net, 1 in the paper.
@@ -125,23 +174,20 @@ def run(
         keep_dataset: Keep the synthetic pairs in RUN/dataset.
         seed: Of everything random.
     """
-    from latentseg.labelers.directions import VARIANTS
-    from latentseg.run import PRESETS
+    from latentseg.run import PRESETS, VOTERS
     from latentseg.run import run as run_all
 
+    used = VOTERS if method == "voting" else (method, agree)
+    _refuse_flags_of_others(used, directions, style_mixing)
     base = PRESETS[preset]
-    directions = VARIANTS[variant] if variant else base.directions
-    directions = _changed(
-        directions,
-        mode=None if mode == "ensemble" else mode,
-        generation_radius=radius,
-        contrast_weight=contrast_weight,
-    )
     student = _student(base.student, network=network, width=width, steps=steps)
     config = replace(
         base,
-        directions=directions,
-        ensemble=mode == "ensemble",
+        method=method,
+        agree=agree,
+        directions=_directions(base.directions, directions),
+        style_mixing=_style_mixing(base.style_mixing, style_mixing),
+        ensemble=directions.mode == "ensemble",
         count=base.count if count is None else count or None,
         student=student,
         rounds=_changed(base.rounds, rounds=rounds, train=student),
@@ -156,9 +202,9 @@ def run(
         photos=photos,
         ceiling=ceiling,
         keep_dataset=keep_dataset,
-        classes=of_generator.classes,
-        options=_options(of_generator.option),
-        trust_code=of_generator.trust_code,
+        classes=checkpoint.classes,
+        options=_options(checkpoint.option),
+        trust_code=checkpoint.trust_code,
         device=common.device,
         quiet=common.quiet,
     )
@@ -205,20 +251,20 @@ def generators(
 
 
 def _print_abilities(common: Common, title: str, rows: dict[str, tuple[str, ...]]) -> None:
+    from rich import box
     from rich.table import Table
 
     from latentseg.labelers import METHODS, labelers_for
 
-    table = Table(title=title, title_justify="left")
-    abilities = ("variants", "features", "encoder", "classes")
-    for column in ("", *abilities, *METHODS):
-        table.add_column(column, no_wrap=True)
+    # Narrow enough for 80 columns.
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0)
+    )
+    for column in ("", "abilities", *METHODS):
+        table.add_column(column.replace("-", "-\n"), no_wrap=True)
     for name, has in rows.items():
-        able = (
-            *(ability in has for ability in abilities),
-            *(method in labelers_for(has) for method in METHODS),
-        )
-        table.add_row(name, *("yes" if each else "-" for each in able))
+        served = ("yes" if method in labelers_for(has) else "-" for method in METHODS)
+        table.add_row(name, ", ".join(has), *served)
     _console(common).print(table)
 
 
@@ -373,53 +419,39 @@ def train_generator(
 
 
 def fit(
-    method: Annotated[Positional[Literal["directions"]], arg(metavar="METHOD")],
+    method: Annotated[Positional[Literal["directions", "style-mixing"]], arg(metavar="METHOD")],
     generator: GeneratorName,
     out: Out,
     *,
-    variant: Variant = "ours",
-    mode: Mode = "both",
-    radius: float | None = None,
-    contrast_weight: float | None = None,
-    structure_weight: float | None = None,
-    search_radius: float | None = None,
-    steps: int | None = None,
-    restarts: int | None = None,
     seed: int = 0,
-    of_generator: OfGenerator = GENERATOR,
+    directions: OfDirections = DIRECTIONS,
+    style_mixing: OfStyleMixing = STYLE_MIXING,
+    checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
 ) -> None:
     """A labeler: finds what turns generated images into masks, with a quality report.
 
     Args:
-        method: directions (Melas-Kyriazi et al. 2021).
+        method: directions (Melas-Kyriazi et al. 2021) or style-mixing (Feng 2023).
         generator: Whose images it will label.
         out: Folder of the labeler.
-        variant: Settings of the search: ours, those of the official code, or of the paper.
-        mode: Directions that make the mask.
-        radius: Step that makes masks, in standard deviations of the latent; by default chosen.
-        contrast_weight: Weight of the contrast loss, lambda in the paper.
-        structure_weight: Weight of the structure loss.
-        search_radius: Step during the search.
-        steps: Most steps of the search.
-        restarts: Random starts of the search.
         seed: Of everything random.
     """
-    from latentseg.labelers.directions import VARIANTS, fit_directions
+    from latentseg.labelers.directions import DirectionsConfig, fit_directions
+    from latentseg.labelers.style_mixing import StyleMixingConfig, fit_style_mixing
 
-    config = _changed(
-        VARIANTS[variant],
-        mode=mode,
-        generation_radius=radius,
-        contrast_weight=contrast_weight,
-        structure_weight=structure_weight,
-        radius=search_radius,
-        steps=steps,
-        restarts=restarts,
-    )
-    opened = _generator(generator, of_generator, common)
-    fit_directions(opened, config=config, seed=seed, out=out, quiet=common.quiet)
-    _tell(common, f"{out}\nlook at: {out / 'contact_sheet.png'}")
+    _refuse_flags_of_others((method,), directions, style_mixing)
+    if directions.mode == "ensemble":
+        raise InputError("--mode ensemble averages students: it belongs to `latentseg run`.")
+    opened = _generator(generator, checkpoint, common)
+    if method == "directions":
+        config = _directions(DirectionsConfig(), directions)
+        fit_directions(opened, config=config, seed=seed, out=out, quiet=common.quiet)
+    else:
+        config = _style_mixing(StyleMixingConfig(), style_mixing)
+        fit_style_mixing(opened, config=config, seed=seed, out=out, quiet=common.quiet)
+    shown = [out / name for name in ("contact_sheet.png", "classes.html") if (out / name).exists()]
+    _tell(common, f"{out}\nlook at: {', '.join(map(str, shown))}")
     _write_json(common, read_json(out / "quality.json"))
 
 
@@ -431,8 +463,10 @@ def synth(
     count: int = 10_000,
     format: Literal["folder"] = "folder",
     suffix: Literal["png", "jpg"] = "png",
+    agree: Path | None = None,
+    vote: Path | None = None,
     seed: int = 0,
-    of_generator: OfGenerator = GENERATOR,
+    checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
 ) -> None:
     """A labelled dataset: sample i depends only on (seed, i). Raise --count to go on.
@@ -444,16 +478,23 @@ def synth(
         count: Pairs in all.
         format: How it is laid out on disk.
         suffix: png is lossless; jpg is smaller.
+        agree: Folder of another labeler, whose masks have to agree, or a sample is dropped.
+        vote: Folder of another labeler, that votes on each pixel as well.
         seed: Of everything random.
     """
     del format  # one layout so far; the flag is part of the promise
     from latentseg.labelers import load_labeler
+    from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
     from latentseg.synthesis.writers import synthesize
 
-    opened = _generator(generator, of_generator, common)
-    fitted = load_labeler(labeler, opened)
+    opened = _generator(generator, checkpoint, common)
+    chosen = load_labeler(labeler, opened)
+    if agree is not None:
+        chosen = AgreementLabeler(chosen, load_labeler(agree, opened))
+    if vote is not None:
+        chosen = VotingLabeler(chosen, load_labeler(vote, opened))
     folder = synthesize(
-        opened, fitted, count=count, out=out, seed=seed, suffix=suffix, quiet=common.quiet
+        opened, chosen, count=count, out=out, seed=seed, suffix=suffix, quiet=common.quiet
     )
     _tell(common, str(folder))
     _write_json(common, read_json(folder / "dataset.json"))
@@ -682,6 +723,47 @@ def _changed(config: Any, **options: Any) -> Any:
     return replace(config, **{name: value for name, value in options.items() if value is not None})
 
 
+def _directions(base: "DirectionsConfig", flags: DirectionsFlags) -> "DirectionsConfig":
+    from latentseg.labelers.directions import VARIANTS
+
+    return _changed(
+        VARIANTS[flags.variant] if flags.variant else base,
+        mode=None if flags.mode == "ensemble" else flags.mode,
+        generation_radius=flags.radius,
+        contrast_weight=flags.contrast_weight,
+        structure_weight=flags.structure_weight,
+        radius=flags.search_radius,
+        steps=flags.search_steps,
+        restarts=flags.search_restarts,
+    )
+
+
+def _style_mixing(base: "StyleMixingConfig", flags: StyleMixingFlags) -> "StyleMixingConfig":
+    given = {name: value for name, value in vars(flags).items() if value is not None}
+    if "variants" in given:
+        given["n_variants"] = given.pop("variants")
+    if "memory" in given:
+        given["memory"] = round(given["memory"] * 2**30)
+    return replace(base, **given)
+
+
+def _refuse_flags_of_others(used: Sequence[str | None], *flags: object) -> None:
+    """Refuses flags of a method that does not take part.
+
+    Raises:
+        InputError: there are some; they are named.
+    """
+    methods = {DirectionsFlags: "directions", StyleMixingFlags: "style-mixing"}
+    for each in flags:
+        given = [
+            f"--{name.replace('_', '-')}" for name, value in vars(each).items() if value is not None
+        ]
+        if given and methods[type(each)] not in used:
+            raise InputError(
+                f"{', '.join(given)}: of the method {methods[type(each)]}, which is not asked for."
+            )
+
+
 def _student(
     base: "TrainConfig", *, network: str | None, width: float | None, steps: int | None
 ) -> "TrainConfig":
@@ -692,7 +774,7 @@ def _student(
     return _changed(base, network=network, width=width, steps=steps, decay_at=decay_at)
 
 
-def _generator(name: str, flags: GeneratorFlags, common: Common) -> "Generator":
+def _generator(name: str, flags: CheckpointFlags, common: Common) -> "Generator":
     from latentseg.generators import load_generator
 
     return load_generator(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import latentseg
+from latentseg.errors import InputError
 from latentseg.evaluation.baselines import floors
 from latentseg.evaluation.datasets import RealDataset, open_dataset
 from latentseg.evaluation.pictures import write_examples, write_pairs, write_story
@@ -25,11 +26,20 @@ from latentseg.files import (
     write_manifest,
 )
 from latentseg.generators import Generator, load_generator
+from latentseg.labelers import METHODS, Labeler
+from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
 from latentseg.labelers.directions import (
     VARIANTS,
     DirectionsConfig,
     DirectionsLabeler,
     fit_directions,
+)
+from latentseg.labelers.naming import NAMES
+from latentseg.labelers.overview import write_overview
+from latentseg.labelers.style_mixing import (
+    StyleMixingConfig,
+    StyleMixingLabeler,
+    fit_style_mixing,
 )
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter, ensemble
@@ -42,6 +52,8 @@ from latentseg.synthesis.writers import synthesize
 
 SHOWN = 20  # synthetic pairs in the report
 COLUMNS = ("dataset", "protocol", "setting", "n_images", "acc", "iou", "iou_pooled", "max_f")
+VOTERS = ("directions", "style-mixing")
+RUN_METHODS = (*METHODS, "voting")
 ENSEMBLE = ("light", "dark")  # the directions whose students are averaged
 
 
@@ -50,7 +62,11 @@ class RunConfig:
     """How the whole job is done.
 
     Attributes:
+        method: "directions", "style-mixing", or "voting", for which both vote.
+        agree: A method whose masks have to agree with those of `method`, or the sample is dropped;
+            None: nobody is asked.
         directions: The search for directions and the making of masks.
+        style_mixing: The drawing of variants and the making of masks from them.
         ensemble: Average students of the light and of the dark direction, in place of one student.
         count: Synthetic pairs the student learns from; None: drawn while it trains, never twice.
         student: The student and its training.
@@ -59,13 +75,24 @@ class RunConfig:
         seed: Of everything random.
     """
 
+    method: str = "directions"
+    agree: str | None = None
     directions: DirectionsConfig = field(default_factory=DirectionsConfig)
+    style_mixing: StyleMixingConfig = field(default_factory=StyleMixingConfig)
     ensemble: bool = False
     count: int | None = 4_000
     student: TrainConfig = field(default_factory=lambda: STUDENTS["quick"])
     rounds: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
     protocol: str = "melas2021"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in RUN_METHODS:
+            raise InputError(f"method {self.method!r}: expected one of {', '.join(RUN_METHODS)}.")
+        if self.agree is not None and (self.agree not in METHODS or self.agree == self.method):
+            raise InputError(f"agree {self.agree!r}: expected a method other than {self.method}.")
+        if self.ensemble and (self.method, self.agree) != ("directions", None):
+            raise InputError("An ensemble averages students of directions, and of nothing else.")
 
 
 PRESETS = {
@@ -140,7 +167,6 @@ def run(
         "command": "run",
         "generator": source.info.to_json(),
         "options": dict(options or {}),
-        "method": "directions",
         **asdict(config),
         "eval": [str(path) for path in eval_data],
         "photos": None if photos is None else str(photos),
@@ -171,10 +197,15 @@ def run(
         segmenter = job.finish(list(settings.values())[-1])
         job.show(next(iter(labelers.values())), segmenter, measured)
         render_report(out)
-        write_manifest(out, keep=lambda path: keep_dataset or path.parts[0] != "dataset")
+        write_manifest(out, keep=lambda path: _is_recorded(path, keep_dataset))
         if not keep_dataset:
             shutil.rmtree(out / "dataset", ignore_errors=True)
     return segmenter
+
+
+def _is_recorded(path: Path, keep_dataset: bool) -> bool:
+    """Whether a file of a run is in its manifest; the names of classes may be changed later."""
+    return path.name != NAMES and (keep_dataset or path.parts[0] != "dataset")
 
 
 class _Job:
@@ -192,21 +223,36 @@ class _Job:
             "licence": f"That of the generator's weights: {generator.info.licence}",
         }
 
-    def fit(self) -> dict[str, DirectionsLabeler]:
+    def fit(self) -> dict[str, Labeler]:
         """The labelers, by the name of their folders; more than one for an ensemble."""
-        self._say("1/5 label", "searching directions in latent space")
-        labeler = fit_directions(
-            self.generator,
-            config=self.config.directions,
-            seed=self.config.seed,
-            out=self.out / "labeler",
-            quiet=self.quiet,
-        )
+        method, agree = self.config.method, self.config.agree
+        self._say("1/5 label", method if agree is None else f"{method}, in agreement with {agree}")
+        if method != "voting" and agree is None:
+            labeler = self._fitted(method, self.out / "labeler")
+        else:
+            parts = VOTERS if agree is None else (method, agree)
+            first, second = (self._fitted(part, self.out / "labelers" / part) for part in parts)
+            combine = VotingLabeler if agree is None else AgreementLabeler
+            labeler = combine(first, second)
+            if not (self.out / "labeler" / MANIFEST).is_file():
+                write_overview(labeler, self.out / "labeler", seed=self.config.seed)
+                labeler.save(self.out / "labeler")
         self.card["labeler"] = labeler.info
-        modes = ENSEMBLE if self.config.ensemble else (labeler.config.mode,)
-        return {mode: labeler.with_config(replace(labeler.config, mode=mode)) for mode in modes}
+        if self.config.ensemble and isinstance(labeler, DirectionsLabeler):
+            return {
+                mode: labeler.with_config(replace(labeler.config, mode=mode)) for mode in ENSEMBLE
+            }
+        return {method: labeler}
 
-    def pairs(self, name: str, labeler: DirectionsLabeler) -> Pairs:
+    def _fitted(self, method: str, out: Path) -> DirectionsLabeler | StyleMixingLabeler:
+        seed, quiet = self.config.seed, self.quiet
+        if method == "directions":
+            config = self.config.directions
+            return fit_directions(self.generator, config=config, seed=seed, out=out, quiet=quiet)
+        config = self.config.style_mixing
+        return fit_style_mixing(self.generator, config=config, seed=seed, out=out, quiet=quiet)
+
+    def pairs(self, name: str, labeler: Labeler) -> Pairs:
         """The synthetic pairs of a labeler: a dataset folder, or an endless stream."""
         self._say("2/5 synthesise", f"{self.config.count or 'endless'} pairs")
         stream = Stream(self.generator, labeler, seed=self.config.seed)
@@ -297,9 +343,7 @@ class _Job:
         segmenter.save(self.out / "model", card={**segmenter.card, **self.card, "results": brief})
         return Segmenter.from_pretrained(self.out / "model", device=self.device)
 
-    def show(
-        self, labeler: DirectionsLabeler, segmenter: Segmenter, datasets: Sequence[RealDataset]
-    ) -> None:
+    def show(self, labeler: Labeler, segmenter: Segmenter, datasets: Sequence[RealDataset]) -> None:
         """The pictures of the report; the photos are those of the last data set."""
         dataset = datasets[-1] if datasets else None
         result, seed = self.last_result, self.config.seed

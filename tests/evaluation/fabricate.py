@@ -121,7 +121,7 @@ class ToyLabeler:
         ones = torch.linspace(0.5, 1, len(x))
         return Labelled(x, masks, ones, torch.zeros(len(x), dtype=torch.int64))
 
-    def shifted(self, latents: Latents) -> dict[str, Tensor]:
+    def steps(self, latents: Latents) -> dict[str, Tensor]:
         x = self.generator(latents)
         return {"light": (x + 0.3).clamp(-1, 1), "dark": (x - 0.3).clamp(-1, 1)}
 

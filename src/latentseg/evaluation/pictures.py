@@ -1,5 +1,6 @@
 """The pictures of a report: from a latent to a mask to a photo, pairs, best and worst photos."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,11 +32,11 @@ STORY_KEY = 0x5709  # keeps the story's latents apart from those of data sets
 
 
 @runtime_checkable
-class Shifts(Protocol):
-    """A labeler that can show the images from whose difference it makes a mask."""
+class ShowsSteps(Protocol):
+    """A labeler that can show the images from which it makes a mask."""
 
-    def shifted(self, latents: Latents) -> dict[Any, Tensor]:
-        """By sign ("light", "dark"): the images (B, 3, H, W) in [-1, 1] after the step."""
+    def steps(self, latents: Latents) -> Mapping[str, Tensor]:
+        """By name, for example "light": images (B, 3, H, W) in [-1, 1]."""
         ...
 
 
@@ -71,9 +72,9 @@ def write_story(
     shown = slice(int(certainty.argmax()), int(certainty.argmax()) + 1)
     image, mask = to_pixels(labelled.images[shown])[0], labelled.masks[shown][0].cpu().numpy()
     pictures = {"image": image}
-    if isinstance(labeler, Shifts):
-        for sign, x in labeler.shifted(latents[shown]).items():
-            pictures[str(sign)] = to_pixels(x)[0]
+    if isinstance(labeler, ShowsSteps):
+        for name, x in labeler.steps(latents[shown]).items():
+            pictures[name] = to_pixels(x)[0]
     pictures |= {"mask": _black_and_white(mask), "pair": overlay(image, mask)}
     story: dict[str, Any] = {
         "latent": latents.values[shown].flatten()[:LATENT_SHOWN].tolist(),

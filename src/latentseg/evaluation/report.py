@@ -27,7 +27,11 @@ INSIDE = {
     "image": ("the image that the generator draws from it", "→"),
     "light": ("after a step along the light direction", "→"),
     "dark": ("after a step along the dark direction", "−"),
-    "mask": ("what the steps light up: the mask", "="),
+    **{
+        f"variant {number}": ("the same layout in another look", "~" if number > 1 else "→")
+        for number in (1, 2, 3)
+    },
+    "mask": ("the mask", "="),
 }
 OUTSIDE = {
     "pair": ("image and mask: a pair to learn from", ""),
@@ -171,6 +175,8 @@ def _labeling(quality: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "losses": _direction_losses(quality.get("directions") or {}),
         "radii": _radius_curves(quality.get("radii") or [], quality.get("generation_radius")),
         "radius": quality.get("generation_radius"),
+        "layers": _layer_curves(quality.get("layers") or [], quality.get("first_mixed_layer")),
+        "first_mixed_layer": quality.get("first_mixed_layer"),
         "cosine": quality.get("cosine"),
         "directions": list(quality.get("directions") or {}),
         "steps": [found["steps"] for found in (quality.get("directions") or {}).values()],
@@ -214,6 +220,24 @@ def _radius_curves(rows: Sequence[Mapping[str, Any]], chosen: float | None) -> M
         Panel("centre lightens", "radius", by_sign("brightness_change"), mark=mark),
         Panel("share", "radius", shares, mark=mark),
         Panel("edges on the outline, against elsewhere", "radius", [alignment], mark=mark),
+    ]
+    return Markup(line_chart(panels))
+
+
+def _layer_curves(rows: Sequence[Mapping[str, Any]], chosen: int | None) -> Markup | None:
+    """What masks do as styles are mixed from later layers on."""
+    if not rows:
+        return None
+    layers = [row["layer"] for row in rows]
+    mark = None if chosen is None else (float(chosen), f"chosen: {chosen}")
+
+    def line(key: str, name: str) -> Line:
+        return Line(name, layers, [row[key] for row in rows])
+
+    agreement = [line("halves", "of one image"), line("chance", "of different images")]
+    panels = [
+        Panel("variants change by", "first mixed layer", [line("change", "change")], mark=mark),
+        Panel("masks of either half agree", "first mixed layer", agreement, mark=mark),
     ]
     return Markup(line_chart(panels))
 

@@ -11,7 +11,12 @@ from latentseg.labelers.protocols import Labeler, Labelled
 __all__ = ["METHODS", "Labeler", "Labelled", "labelers_for", "load_labeler"]
 
 # What each method needs of a generator beyond images: one of its ABILITIES, or nothing.
-METHODS: dict[str, str | None] = {"directions": None}
+METHODS: dict[str, str | None] = {
+    "directions": None,
+    "style-mixing": "variants",
+    "few-shot": "features",
+    "feature-clusters": "features",
+}
 
 
 def labelers_for(abilities: Collection[str]) -> tuple[str, ...]:
@@ -28,9 +33,20 @@ def load_labeler(folder: Path | str, generator: Generator) -> Labeler:
         InputError: the folder holds no labeler, or it was fitted to another generator.
         CorruptFileError: one of its files is damaged.
     """
+    from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
     from latentseg.labelers.directions import DirectionsLabeler
+    from latentseg.labelers.feature_clusters import FeatureClustersLabeler
+    from latentseg.labelers.few_shot import FewShotLabeler
+    from latentseg.labelers.style_mixing import StyleMixingLabeler
 
-    loaders = {"directions": DirectionsLabeler.load}
+    loaders = {
+        "directions": DirectionsLabeler.load,
+        "style-mixing": StyleMixingLabeler.load,
+        "few-shot": FewShotLabeler.load,
+        "feature-clusters": FeatureClustersLabeler.load,
+        AgreementLabeler.method: AgreementLabeler.load,
+        VotingLabeler.method: VotingLabeler.load,
+    }
     path = Path(folder) / "labeler.json"
     if not path.is_file():
         raise InputError(

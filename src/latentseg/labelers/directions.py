@@ -422,6 +422,10 @@ class DirectionsLabeler:
             for sign, step in steps.items()
         }
 
+    def steps(self, latents: Latents) -> dict[str, Tensor]:
+        """The images from which masks are made: those after the light and the dark step."""
+        return self.shifted(latents)
+
     def own_latents(self, n: int) -> Latents:
         """`n` latents on which the labeler may be judged: none that the search has seen."""
         return sample_latents(self.generator, n, self.seed, HELD_OUT, 1)

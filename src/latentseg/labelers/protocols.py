@@ -26,6 +26,11 @@ class Labelled:
     confidence: Tensor
     rejected_by: Tensor
 
+    def __getitem__(self, rows: slice) -> "Labelled":
+        return Labelled(
+            self.images[rows], self.masks[rows], self.confidence[rows], self.rejected_by[rows]
+        )
+
 
 class Labeler(Protocol):
     """Turns generated images into masks."""

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentseg.images import Pixels, overlay, to_pixels
-from latentseg.images import contact_sheet as compose
+from latentseg.images import Pixels, to_pixels
 from latentseg.labelers.losses import centre_minus_border, edges
+from latentseg.labelers.overview import sample_counts, samples_sheet
 from latentseg.labelers.refinement import Masks, area_share
 
 if TYPE_CHECKING:
@@ -128,9 +128,6 @@ def quality_report(
         n: Number of samples that the filters and the areas are counted on.
     """
     labelled = labeler.label(labeler.own_latents(n))
-    rejections = torch.bincount(labelled.rejected_by, minlength=len(labeler.filters) + 1).tolist()
-    areas = area_share(labelled.masks.numpy()[labelled.rejected_by.numpy() == 0] > 0)
-    counts, bounds = np.histogram(areas, bins=20, range=(0, 1))
     return {
         "directions": {
             sign: {
@@ -150,11 +147,7 @@ def quality_report(
         "cosine": cosine(*(direction.values for direction in directions.values())),
         "radii": radii,
         "generation_radius": labeler.radius,
-        "samples": n,
-        "kept": rejections[0],
-        "removed": dict(zip(labeler.filters, rejections[1:], strict=True)),
-        "confidence": float(labelled.confidence.mean()),
-        "areas": {"bounds": bounds.tolist(), "counts": counts.tolist()},
+        **sample_counts(labelled, labeler.filters),
     }
 
 
@@ -173,13 +166,4 @@ def contact_sheet(labeler: "DirectionsLabeler", *, n: int = 12) -> Pixels:
         x = labeler.generator(latents)
     shifted = labeler.shifted(latents)
     labelled = labeler.judge(x, shifted)
-    images, moved = to_pixels(x), [to_pixels(y) for y in shifted.values()]
-    rows = []
-    for i, mask in enumerate(labelled.masks.numpy()):
-        shown = mask * np.uint8(255 if labelled.rejected_by[i] == 0 else 110)
-        white = np.repeat(shown[..., None], 3, axis=2)
-        rows.append([images[i], *(pixels[i] for pixels in moved), white, overlay(images[i], mask)])
-    side = max(labeler.generator.info.size)
-    scale = max(1, round(96 / side))
-    cell = (labeler.generator.info.size[0] * scale, labeler.generator.info.size[1] * scale)
-    return compose(rows, titles=["image", *shifted, "mask", "overlay"], cell=cell)
+    return samples_sheet(labelled, {sign: list(to_pixels(y)) for sign, y in shifted.items()})
