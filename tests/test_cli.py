@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from latentseg import cli
-from latentseg.images import read_image, read_mask, write_image
+from latentseg.images import read_image, read_mask, write_image, write_mask
+from tests.app.painted import begin
 from tests.evaluation.fabricate import blob, make_dataset
+from tests.labelers.test_few_shot import painting, write_painting
 
 ROOT = Path(__file__).parents[1]
 WORLD = "tests.world:World"
@@ -334,3 +336,33 @@ def test_labelers_can_agree_and_vote_on_a_dataset(latentseg, tmp_path: Path) -> 
         assert done[0] == 0
         method = json.loads((data / "dataset.json").read_text())["labeler"]["method"]
         assert method in ("agreement", "voting")
+
+
+def test_painted_images_teach_a_head_that_labels_a_dataset(latentseg, tmp_path: Path) -> None:
+    painted, head, data = tmp_path / "painted", tmp_path / "head", tmp_path / "data"
+    write_painting(painted, painting(1))
+    world = "tests.few_shot_world:FewShotWorld"
+    assert latentseg("fit", "few-shot", world, head, "--labels", painted, "--quiet")[0] == 0
+    assert latentseg("synth", world, head, data, "--count", 3, "--quiet")[0] == 0
+    assert json.loads((data / "dataset.json").read_text())["classes"] == ["body", "head", "foot"]
+    code, _, err = latentseg("fit", "few-shot", world, tmp_path / "x")
+    assert (code, "--labels" in err) == (1, True)
+
+
+def test_clusters_of_features_label_without_labels(latentseg, tmp_path: Path) -> None:
+    world, out = "tests.few_shot_world:FewShotWorld", tmp_path / "labeler"
+    assert latentseg("fit", "feature-clusters", world, out, "--quiet")[0] == 0
+    assert json.loads((out / "labeler.json").read_text())["method"] == "feature-clusters"
+
+
+def test_painting_leaves_and_comes_back(latentseg, tmp_path: Path) -> None:
+    painting_folder, away = tmp_path / "painting", tmp_path / "away"
+    begin(painting_folder)
+    code, out, _ = latentseg("paint", WORLD, painting_folder, "--export", away)
+    assert code == 0
+    assert "0% painted" in out
+    for mask in (away / "masks").glob("*.png"):
+        write_mask(mask, np.ones((24, 32), np.uint8))
+    code, out, _ = latentseg("paint", WORLD, painting_folder, "--import", away / "masks")
+    assert code == 0
+    assert "100% painted" in out
