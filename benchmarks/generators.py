@@ -14,13 +14,13 @@ import tyro
 from measuring import Row, in_fresh_process, seconds_each, show
 
 # The generators of Melas-Kyriazi 2021, Table 2.
-TABLE_2 = (
+TABLE_2: tuple[str, ...] = (
     "studiogan/acgan-tiny64", "studiogan/biggan-tiny64", "studiogan/ggan-tiny64",
     "studiogan/sagan-tiny64", "studiogan/sngan-tiny64", "studiogan/sagan-128",
     "studiogan/sngan-128", "studiogan/contragan-128", "studiogan/biggan-128",
     "selfcond/uncond-128", "selfcond/selfcond-128", "bigbigan/bigbigan-128",
 )  # fmt: skip
-COMPARED = ("stylegan2/stylegan2-ada-256", "biggan/biggan-128")
+COMPARED: tuple[str, ...] = ("stylegan2/stylegan2-ada-256", "biggan/biggan-128")
 
 
 def ours(name: str, device: str, batch: int, gradient: bool, seconds: float) -> Row:
@@ -90,7 +90,7 @@ def official_biggan(folder: str, device: str, batch: int, gradient: bool, second
     return _measured(COMPARED[1], "official", draw, z, n_parameters, gradient, seconds)
 
 
-OFFICIAL = dict(zip(COMPARED, (official_stylegan2, official_biggan), strict=True))
+OFFICIAL: dict[str, Any] = dict(zip(COMPARED, (official_stylegan2, official_biggan), strict=True))
 
 
 def _imported(folder: str, module: str) -> Any:

@@ -108,7 +108,7 @@ def test_methods_that_do_not_go_together_are_refused() -> None:
         {"method": "style-mixing", "agree": "magic"},
         {"method": "style-mixing", "ensemble": True},
     ):
-        with pytest.raises(InputError, match="expected|ensemble"):
+        with pytest.raises(InputError, match=r"expected|ensemble"):
             RunConfig(**options)  # pyright: ignore[reportArgumentType]
 
 

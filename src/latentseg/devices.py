@@ -59,3 +59,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def is_mixed(device: torch.device) -> bool:
+    """Whether computing on `device` is in mixed precision now."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentseg.devices import is_mixed
 from latentseg.errors import InputError
 from latentseg.generators.style_generator import StyleNetwork
 
@@ -178,9 +179,9 @@ def modulated_conv(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor | N
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
     channels, taps = len(weight), kernel.shape[-1]
     x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
-    x = F.pad(x, (taps // 2 - 1,) * 4)
     # Two rows and columns of zeros were inserted for each one, hence the gain 4.
-    return F.conv2d(x, (kernel * 4).to(x.dtype).expand(channels, 1, taps, taps), groups=channels)
+    blur = (kernel * 4).to(x.dtype).expand(channels, 1, taps, taps)
+    return F.conv2d(x, blur, padding=taps // 2 - 1, groups=channels)
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -218,16 +219,19 @@ class SynthesisLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: str, gain: float = 1.0) -> Tensor:
         """(B, C_in, H, W) and style (B, w_dim) to (B, C_out, H', W')."""
         kernel = self.resample_filter if self.is_upsampling else None
-        # Both normalisations cancel in the demodulation; they keep half precision in range.
-        weight = self.weight * self.weight.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
-        styles = self.affine(w).float()
-        styles = styles * styles.square().mean().rsqrt()
+        weight, styles = self.weight, self.affine(w).float()
+        if is_mixed(x.device):
+            # Both normalisations cancel in the demodulation; they keep half precision in range.
+            weight = weight * weight.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
+            styles = styles * styles.square().mean().rsqrt()
         x = modulated_conv(x, weight, styles, kernel)
         # The gain of the activation is folded into factor and offset: fewer passes over the maps.
         gain = gain * SQRT_2
-        factor = demodulation(weight, styles)[:, :, None, None] * gain
-        offset = (self.bias[:, None, None] + self._noise(noise, len(x))) * gain
-        x = F.leaky_relu(torch.addcmul(offset.to(x.dtype), x, factor.to(x.dtype)), 0.2)
+        factor = (demodulation(weight, styles) * gain).to(x.dtype)[:, :, None, None]
+        x = torch.addcmul((self.bias * gain).to(x.dtype)[:, None, None], x, factor)
+        if noise != "none":
+            x = x + (self._noise(noise, len(x)) * gain).to(x.dtype)
+        x = F.leaky_relu(x, 0.2)
         if self.clamp is None:
             return x
         return x.clamp(-self.clamp * gain / SQRT_2, self.clamp * gain / SQRT_2)
@@ -236,7 +240,7 @@ class SynthesisLayer(nn.Module):
         if noise == "random":
             drawn = torch.randn(batch, 1, *self.size, device=self.bias.device)
             return drawn * self.noise_strength
-        return self.noise_const[None] * self.noise_strength * (noise == "const")
+        return self.noise_const * self.noise_strength
 
 
 class ToRGB(nn.Module):
