@@ -164,7 +164,7 @@ def test_banks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
     refused(r"shape \(3, 8\), not \(N, C, H, W\)", z=np.zeros((3, 8)))
     refused(r"expected finite numbers in \(N, 4, 8, 8\)", z=np.zeros((3, 5, 8, 8)))
-    refused("expected finite numbers", z=np.full((3, 4, 8, 8), np.nan))
+    refused("not finite", z=np.full((3, 4, 8, 8), np.nan))
     refused("1 latent; expected at least 2", z=np.zeros((1, 4, 8, 8)))
     refused("2 arrays in it; expected one", a=np.zeros(2), b=np.zeros(2))
     refused("expected numbers, found <U1", z=np.array(["a"]))

@@ -121,7 +121,7 @@ def test_archive_of_one_array_is_a_bank_too(bank: Path, tmp_path: Path) -> None:
         (np.zeros(6), InputError, r"\(6,\)"),
         (np.zeros((2, 6), dtype=complex), InputError, "complex"),
         (np.full((2, 6), np.nan), CorruptFileError, "not finite"),
-        (np.array([["a"] * 6], dtype=object), CorruptFileError, "allow_pickle=False"),
+        (np.array([["a"] * 6], dtype=object), CorruptFileError, "Python objects"),
     ],
 )
 def test_unfit_bank_is_refused(
@@ -137,8 +137,8 @@ def test_bank_that_is_no_array_is_refused(bank: Path, tmp_path: Path) -> None:
     contents = {"cut": whole[:-4], "empty": b"", "text": b"0.1 0.2", "zip": b"PK\x03\x04 no zip"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CorruptFileError, match=f"latents .*{name}"):
+        with pytest.raises(CorruptFileError, match=name):
             read_bank(tmp_path / name, 6)
     for nonsense in (tmp_path / "nowhere.npy", 3, None):
-        with pytest.raises(InputError, match="latents"):
+        with pytest.raises(InputError, match=r"latents|no such file"):
             read_bank(nonsense, 6)

@@ -253,19 +253,19 @@ def test_mean_style_beside_the_file_is_taken_else_measured(tmp_path: Path) -> No
     [
         (np.zeros((18, 7), np.float32), "has shape"),
         (np.arange(40, dtype=np.float32).reshape(2, 20), "its 2 rows differ"),
-        (np.array([{}], dtype=object), r"not an \.npy file of numbers"),
+        (np.array([{}], dtype=object), "Python objects"),
     ],
 )
 def test_mean_style_of_nonsense_is_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "average.npy", array, allow_pickle=True)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, CorruptFileError), match=message):
         opened(LERNAPPARAT.path, average=str(tmp_path / "average.npy"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x10\x00{}"])
 def test_mean_style_in_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "average.npy").write_bytes(content)
-    with pytest.raises(InputError, match=r"not an \.npy file"):
+    with pytest.raises(CorruptFileError, match=r"not a complete \.npy"):
         opened(LERNAPPARAT.path, average=str(tmp_path / "average.npy"))
 
 

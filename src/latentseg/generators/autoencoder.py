@@ -10,8 +10,9 @@ from torch import Tensor
 
 from latentseg.errors import InputError
 from latentseg.generators import diffusers_folders
+from latentseg.generators.arrays import read_array
 from latentseg.generators.containers import Checkpoint
-from latentseg.generators.diffusers_folders import outputs_of, peek, read_array
+from latentseg.generators.diffusers_folders import outputs_of, peek
 from latentseg.generators.family import Family, Imported, Options, Sampling, load_weights
 from latentseg.generators.noise_generator import FromNoise, NoiseNetwork
 from latentseg.generators.protocols import GeneratorInfo, Latents

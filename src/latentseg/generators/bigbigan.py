@@ -1,16 +1,14 @@
 """BigBiGAN (Donahue and Simonyan 2019): a BigGAN without classes, its latents those of photos."""
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from latentseg.errors import CorruptFileError, InputError
+from latentseg.errors import InputError
+from latentseg.generators.arrays import read_array
 from latentseg.generators.biggan import (
     OPTIONS,
     PORTED_EPS,
@@ -59,26 +57,11 @@ def read_bank(path: Any, latent: int) -> Tensor:
         InputError: there is no such file, or its array has another shape or another type.
         CorruptFileError: it is damaged, has Python objects, or numbers that are not finite.
     """
-    if not isinstance(path, str | Path) or not Path(path).is_file():
-        raise InputError(f"latents {path!r}: expected a .npy or .npz file; there is none.")
-    try:
-        with open(path, "rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if isinstance(stored, np.lib.npyio.NpzFile):
-                if len(stored.files) != 1:
-                    raise InputError(
-                        f"latents {path}: has {len(stored.files)} arrays, expected one."
-                    )
-                stored = stored[stored.files[0]]
-    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise CorruptFileError(f"latents {path}: not an array of numpy ({error}).") from error
-    if stored.ndim != 2 or stored.shape[1] != latent or not len(stored):
-        raise InputError(f"latents {path}: has shape {stored.shape}, expected (N, {latent}).")
-    if stored.dtype.kind not in "fiu":
-        raise InputError(f"latents {path}: has the type {stored.dtype}, expected numbers.")
-    bank = torch.from_numpy(stored.astype(np.float32))
-    if not bank.isfinite().all():
-        raise CorruptFileError(f"latents {path}: has numbers that are not finite.")
+    if not isinstance(path, str | Path):
+        raise InputError(f"latents {path!r}: expected the path of a file.")
+    bank = read_array(path)
+    if bank.ndim != 2 or bank.shape[1] != latent or not len(bank):
+        raise InputError(f"{path}: has shape {tuple(bank.shape)}, expected (N, {latent}).")
     return bank
 
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from latentseg.errors import CorruptFileError, InputError, LatentsegError
-from latentseg.files import read_json, read_safetensors
+from latentseg.files import read_json
 from latentseg.generators.containers import Checkpoint, Weights
 
 WEIGHTS = tuple(
@@ -153,33 +152,3 @@ def outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def read_array(path: Path | str) -> Tensor:
-    """The one array of a .npy, .npz or safetensors file, as float32.
-
-    Raises:
-        InputError: there is no such file, or it holds several arrays, or no numbers.
-        CorruptFileError: it is damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file.")
-    if path.suffix == ".safetensors":
-        arrays = list(read_safetensors(path).values())
-    else:
-        arrays = _numpy_arrays(path)
-    if len(arrays) != 1:
-        raise InputError(f"{path}: {len(arrays)} arrays in it; expected one.")
-    return arrays[0].float()
-
-
-def _numpy_arrays(path: Path) -> list[Tensor]:
-    try:
-        loaded = np.load(path, allow_pickle=False)  # a pickle could run code
-        arrays = [loaded] if isinstance(loaded, np.ndarray) else list(loaded.values())
-    except Exception as error:
-        raise CorruptFileError(f"{path}: not a complete .npy or .npz file ({error}).") from error
-    if any(array.dtype.kind not in "fiu" for array in arrays):
-        raise InputError(f"{path}: expected numbers, found {arrays[0].dtype}.")
-    return [torch.from_numpy(array) for array in arrays]

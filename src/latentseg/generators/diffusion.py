@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from latentseg.errors import InputError
 from latentseg.generators import diffusers_folders
+from latentseg.generators.arrays import read_array
 from latentseg.generators.autoencoder import NETWORKS as AUTOENCODERS
 from latentseg.generators.autoencoder import Autoencoder, AutoencoderConfig, factor_of
 from latentseg.generators.containers import Checkpoint
-from latentseg.generators.diffusers_folders import outputs_of, part_folder, peek, read_array
+from latentseg.generators.diffusers_folders import outputs_of, part_folder, peek
 from latentseg.generators.family import Family, Imported, Options
 from latentseg.generators.noise_generator import LayeredNetwork, NoiseNetwork, adapt
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
+from latentseg.generators.arrays import read_array
 from latentseg.generators.containers import Checkpoint, Weights
 from latentseg.generators.family import Family, Imported, Options, Sampling, load_weights
 from latentseg.generators.folding import ANY, SQRT_2, boxed, equalised, stored, upsampling_kernel
@@ -323,22 +323,13 @@ def _average_path(checkpoint: Path, options: Options) -> Path | None:
 
 def _average(path: Path, w_dim: int) -> Tensor:
     """The mean style (w_dim,) of an .npy file, in which it may be repeated for each layer."""
-    rows = _numbers(path)
+    rows = read_array(path)
     if rows.ndim == 0 or rows.shape[-1] != w_dim or not rows.numel():
         raise InputError(f"{path}: has shape {tuple(rows.shape)}, expected (..., {w_dim}).")
     rows = rows.reshape(-1, w_dim)
     if not torch.allclose(rows, rows[:1].expand_as(rows)):
         raise InputError(f"{path}: its {len(rows)} rows differ; expected one mean for all layers.")
     return rows[0].clone()
-
-
-def _numbers(path: Path) -> Tensor:
-    try:
-        # Mapped, so that a header which claims more than the file holds is refused; a pickle, too.
-        array = np.lib.format.open_memmap(path, mode="r")
-        return torch.from_numpy(np.array(array, dtype=np.float32))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not an .npy file of numbers ({error}).") from error
 
 
 CHANNELS = (512, 512, 512, 512, 256, 128, 64, 32, 16)

@@ -1,0 +1,46 @@
+"""Arrays of numbers that users bring: banks of latents, embeddings, average styles."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentseg.errors import CorruptFileError, InputError
+from latentseg.files import read_safetensors
+
+
+def read_array(path: Path | str) -> Tensor:
+    """The one array of a .npy, .npz or safetensors file, as float32.
+
+    Raises:
+        InputError: there is no such file, or it holds several arrays, or no numbers.
+        CorruptFileError: it is damaged, or has numbers that are not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    if path.suffix == ".safetensors":
+        arrays = list(read_safetensors(path).values())
+    else:
+        arrays = _numpy_arrays(path)
+    if len(arrays) != 1:
+        raise InputError(f"{path}: {len(arrays)} arrays in it; expected one.")
+    if not arrays[0].isfinite().all():
+        raise CorruptFileError(f"{path}: has numbers that are not finite.")
+    return arrays[0].float()
+
+
+def _numpy_arrays(path: Path) -> list[Tensor]:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:  # a pickle could run code
+                arrays = list(archive.values())
+        else:
+            # Mapped, so that a header which claims more than the file holds is refused.
+            arrays = [np.array(np.lib.format.open_memmap(path, mode="r"))]
+    except Exception as error:  # numpy's readers raise a dozen types
+        raise CorruptFileError(f"{path}: not a complete .npy or .npz file ({error}).") from error
+    if wrong := [array.dtype for array in arrays if array.dtype.kind not in "fiu"]:
+        raise InputError(f"{path}: expected numbers, found {wrong[0]}.")
+    return [torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for array in arrays]
