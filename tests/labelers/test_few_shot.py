@@ -18,7 +18,7 @@ from latentseg.labelers.few_shot import (
     FewShotConfig,
     FewShotLabeler,
     HeadPreview,
-    Painting,
+    PaintedImages,
     answer,
     fit_few_shot,
     painted_features,
@@ -38,11 +38,11 @@ from tests.world import seeds
 QUICK = replace(VARIANTS["ours"], training=replace(OURS, steps=150, pixels=512))
 
 
-def painting(n: int = 1, *, first: int = 0) -> Painting:
+def painting(n: int = 1, *, first: int = 0) -> PaintedImages:
     """The first images of the world, painted without a fault."""
     world, drawn = FewShotWorld(), tuple(range(first, first + n))
     masks = world.masks(world.sample(torch.tensor(drawn))).numpy()
-    return Painting(PARTS, tuple(f"{seed:04d}" for seed in drawn), drawn, masks)
+    return PaintedImages(PARTS, tuple(f"{seed:04d}" for seed in drawn), drawn, masks)
 
 
 @cache
@@ -62,7 +62,7 @@ def score(labeler: FewShotLabeler) -> float:
     return mean_iou(labeler.label(latents).masks.numpy(), world.masks(latents).numpy())
 
 
-def write_painting(folder: Path, made: Painting, *, size: tuple[int, int] = (32, 32)) -> None:
+def write_painting(folder: Path, made: PaintedImages, *, size: tuple[int, int] = (32, 32)) -> None:
     world = FewShotWorld(size)
     for name, seed, mask in zip(made.names, made.seeds, made.masks, strict=True):
         with torch.no_grad():

@@ -143,7 +143,7 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class Painting:
+class PaintedImages:
     """Generated images that a person painted.
 
     Attributes:
@@ -210,7 +210,7 @@ class Painting:
                 )
 
 
-def read_painting(folder: Path | str, generator: Generator) -> Painting:
+def read_painting(folder: Path | str, generator: Generator) -> PaintedImages:
     """Reads what the painter wrote: images/NAME.png, masks/NAME.png, dataset.json, painting.json.
 
     Images without any painted pixel are left out.
@@ -258,7 +258,7 @@ def read_painting(folder: Path | str, generator: Generator) -> Painting:
             f"{folder}: no pixel is painted. "
             f"Paint with: latentseg paint {generator.info.name} {folder}"
         )
-    found = Painting(classes, tuple(names), tuple(seeds), np.stack(masks))
+    found = PaintedImages(classes, tuple(names), tuple(seeds), np.stack(masks))
     try:
         found.check(generator.info.size)
     except InputError as error:
@@ -536,7 +536,7 @@ def hypercolumns(generator: Generator, config: FewShotConfig) -> Hypercolumns:
 
 def fit_few_shot(
     generator: Generator,
-    painted: Path | str | Painting,
+    painted: Path | str | PaintedImages,
     *,
     config: FewShotConfig = VARIANTS["ours"],
     seed: int = 0,
@@ -561,7 +561,7 @@ def fit_few_shot(
         KeyboardInterrupt: after the state was saved.
     """
     check_features(generator, "few-shot")
-    if not isinstance(painted, Painting):
+    if not isinstance(painted, PaintedImages):
         painted = read_painting(painted, generator)
     painted.check(generator.info.size)
     if out is None:
@@ -591,7 +591,7 @@ def fit_few_shot(
 
 def _fit(
     generator: Generator,
-    painted: Painting,
+    painted: PaintedImages,
     config: FewShotConfig,
     seed: int,
     checkpoints: Checkpoints | None,
@@ -618,7 +618,7 @@ def _fit(
     return labeler.with_limit()
 
 
-def _plan(training: HeadTraining, painted: Painting, config: FewShotConfig) -> str:
+def _plan(training: HeadTraining, painted: PaintedImages, config: FewShotConfig) -> str:
     n_parameters = sum(parameter.numel() for parameter in training.heads.parameters())
     return (
         f"few-shot: {config.head} of {n_parameters / 1e6:.2f} M parameters on "
@@ -626,7 +626,7 @@ def _plan(training: HeadTraining, painted: Painting, config: FewShotConfig) -> s
     )
 
 
-def painted_features(columns: Hypercolumns, painted: Painting) -> PaintedFeatures:
+def painted_features(columns: Hypercolumns, painted: PaintedImages) -> PaintedFeatures:
     """Painted images as a head learns from them, their masks at the size of `columns`."""
     device = columns.generator.device
     latents = columns.generator.sample(torch.tensor(painted.seeds, device=device))
@@ -635,7 +635,7 @@ def painted_features(columns: Hypercolumns, painted: Painting) -> PaintedFeature
     return PaintedFeatures(columns, latents, torch.from_numpy(np.stack(masks)))
 
 
-def quality_report(labeler: FewShotLabeler, painted: Painting) -> dict[str, Any]:
+def quality_report(labeler: FewShotLabeler, painted: PaintedImages) -> dict[str, Any]:
     """What was learned from, what is reached on it, and what the labeler makes of new samples.
 
     Args:
@@ -732,7 +732,7 @@ class HeadPreview:
         if not some:
             return False
         names, seeds, masks = zip(*some, strict=True)
-        painting = Painting(tuple(classes), names, seeds, np.stack(masks))
+        painting = PaintedImages(tuple(classes), names, seeds, np.stack(masks))
         painting.check_ids(self.columns.generator.info.size)
         features = painted_features(self.columns, painting)
         features.kept = {i: self.maps[s] for i, s in enumerate(seeds) if s in self.maps}
