@@ -20,9 +20,9 @@ from latentseg.labelers.directions import (
     draw_lengths,
     find_direction,
     fit_directions,
-    sample_latents,
 )
 from latentseg.labelers.losses import LOSSES, grey
+from latentseg.labelers.overview import sample_latents
 from latentseg.labelers.quality import agreement, edge_alignment, measure_radii, reliability
 from latentseg.labelers.refinement import RefinementConfig
 from latentseg.seeds import derive_seeds

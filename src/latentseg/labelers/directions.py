@@ -5,7 +5,6 @@ the edges; it is found by gradient descent through the frozen generator. Another
 darker. Where the light image is brighter than the dark one lies the foreground.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,9 +21,7 @@ from latentseg.files import (
     check_keys,
     claim,
     locked,
-    read_json,
     read_safetensors,
-    verify_manifest,
     write_json,
     write_manifest,
     write_safetensors,
@@ -32,7 +29,9 @@ from latentseg.files import (
 from latentseg.generators.parts import parts
 from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import write_image
+from latentseg.labelers.descriptions import DESCRIPTION, read_description
 from latentseg.labelers.losses import LOSSES, centre_minus_border, grey
+from latentseg.labelers.overview import sample_latents
 from latentseg.labelers.protocols import Labelled
 from latentseg.labelers.quality import (
     RADII,
@@ -43,7 +42,7 @@ from latentseg.labelers.quality import (
 )
 from latentseg.labelers.refinement import FILTERS, RefinementConfig, refine
 from latentseg.progress import Progress, say
-from latentseg.seeds import derive_seeds, random_generator
+from latentseg.seeds import random_generator
 
 Mode = Literal["light", "dark", "both"]
 
@@ -271,11 +270,6 @@ class _HeldOut:
         return self.generator(self.generator.shift(self.latents, self.radius * direction))
 
 
-def sample_latents(generator: Generator, n: int, *keys: int) -> Latents:
-    """`n` latents that depend only on `keys`."""
-    return generator.sample(derive_seeds(*keys, np.arange(n)).to(generator.device))
-
-
 def draw_lengths(config: DirectionsConfig, latent: tuple[int, ...], seed: int, step: int) -> Tensor:
     """Lengths of a search step, (B, *latent) or (B, 1, ..., 1): normal, with a lower bound."""
     shape = latent if config.per_coordinate else (1,) * len(latent)
@@ -466,26 +460,9 @@ class DirectionsLabeler:
             CorruptFileError: a file is damaged.
         """
         folder = Path(folder)
-        verify_manifest(folder)
-        path = folder / "labeler.json"
-        description = read_json(path)
-        if description.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: format {description.get('format')}; this version reads {FORMAT}. "
-                "Fit the labeler again."
-            )
-        fitted_to, given = (
-            description["generator"],
-            json.loads(json.dumps(generator.info.to_json())),
-        )
-        for name in ("latent", "n_classes", "sha256"):
-            if fitted_to[name] != given[name]:
-                raise InputError(
-                    f"{folder}: fitted to a generator with {name} {fitted_to[name]!r}; this one "
-                    f"has {given[name]!r}. Fit again: latentseg fit directions {given['name']} OUT"
-                )
+        description = read_description(folder, generator, format=FORMAT)
         directions = read_safetensors(folder / "directions.safetensors")
-        config = DirectionsConfig.from_json(description["options"], path)
+        config = DirectionsConfig.from_json(description["options"], folder / DESCRIPTION)
         return DirectionsLabeler(generator, directions, config=config, seed=description["seed"])
 
 

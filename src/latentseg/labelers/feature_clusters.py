@@ -19,9 +19,7 @@ from latentseg.files import (
     check_keys,
     claim,
     locked,
-    read_json,
     read_safetensors,
-    verify_manifest,
     write_json,
     write_manifest,
     write_safetensors,
@@ -30,11 +28,12 @@ from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import Pixels, class_colours, overlay, to_pixels, write_image
 from latentseg.images import contact_sheet as compose
 from latentseg.labelers.clustering import GIB, cluster, nearest
+from latentseg.labelers.descriptions import DESCRIPTION, read_description
 from latentseg.labelers.features import Hypercolumns, check_features
-from latentseg.labelers.few_shot import check_fitted_to
 from latentseg.labelers.foreground import background_classes, places
 from latentseg.labelers.losses import paper_prior
 from latentseg.labelers.naming import BACKGROUND, ClassNames
+from latentseg.labelers.overview import sample_counts
 from latentseg.labelers.protocols import Labelled
 from latentseg.labelers.refinement import area_share
 from latentseg.seeds import derive_seeds, random_generator
@@ -218,22 +217,14 @@ class FeatureClustersLabeler:
             CorruptFileError: a file is damaged.
         """
         folder = Path(folder)
-        verify_manifest(folder)
-        path = folder / "labeler.json"
-        description = read_json(path)
-        if description.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: format {description.get('format')}; this version reads {FORMAT}. "
-                "Fit the labeler again."
-            )
-        check_fitted_to(description["generator"], generator, folder, "feature-clusters")
+        description = read_description(folder, generator, format=FORMAT)
         tensors = read_safetensors(folder / CENTRES)
         return FeatureClustersLabeler(
             generator,
             tensors["centres"],
             tensors["mean"],
             tensors["deviation"],
-            config=FeatureClustersConfig.from_json(description["options"], path),
+            config=FeatureClustersConfig.from_json(description["options"], folder / DESCRIPTION),
             names=ClassNames(tuple(description["classes"])),
             seed=description["seed"],
         )
@@ -347,14 +338,10 @@ def _default_names(segments: Tensor, k: int) -> ClassNames:
 def quality_report(labeler: FeatureClustersLabeler, *, n: int = REPORTED) -> dict[str, Any]:
     """What the labeler makes of `n` samples, as JSON values."""
     labelled = labeler.label(labeler.own_latents(n))
-    rejections = torch.bincount(labelled.rejected_by, minlength=len(FILTERS) + 1).tolist()
     masks = labelled.masks.numpy()
     return {
         "layer": labeler.config.layer,
-        "samples": n,
-        "kept": rejections[0],
-        "removed": dict(zip(FILTERS, rejections[1:], strict=True)),
-        "confidence": float(labelled.confidence.mean()),
+        **sample_counts(labelled, FILTERS),
         "class_areas": {
             name: float((masks == i).mean()) for i, name in enumerate(labeler.classes, start=1)
         },

@@ -23,7 +23,6 @@ from latentseg.files import (
     locked,
     read_json,
     read_safetensors,
-    verify_manifest,
     write_json,
     write_manifest,
     write_safetensors,
@@ -40,6 +39,7 @@ from latentseg.images import (
     write_image,
 )
 from latentseg.images import contact_sheet as compose
+from latentseg.labelers.descriptions import DESCRIPTION, read_description
 from latentseg.labelers.features import GIB, Hypercolumns, Resize, check_features
 from latentseg.labelers.head_training import (
     BRYANDLEE,
@@ -58,6 +58,7 @@ from latentseg.labelers.heads import (
     head_kind,
     jensen_shannon,
 )
+from latentseg.labelers.overview import sample_counts
 from latentseg.labelers.protocols import Labelled
 from latentseg.labelers.refinement import area_share
 from latentseg.progress import say
@@ -461,16 +462,8 @@ class FewShotLabeler:
             CorruptFileError: a file is damaged.
         """
         folder = Path(folder)
-        verify_manifest(folder)
-        path = folder / "labeler.json"
-        description = read_json(path)
-        if description.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: format {description.get('format')}; this version reads {FORMAT}. "
-                "Fit the labeler again."
-            )
-        check_fitted_to(description["generator"], generator, folder, "few-shot")
-        config = FewShotConfig.from_json(description["options"], path)
+        description = read_description(folder, generator, format=FORMAT)
+        config = FewShotConfig.from_json(description["options"], folder / DESCRIPTION)
         classes = tuple(description["classes"])
         columns = hypercolumns(generator, config)
         heads = build_heads(config.head, columns.n_channels, len(classes) + 1)
@@ -504,23 +497,6 @@ class FewShotLabeler:
         )
         first = refused.to(torch.int64).argmax(dim=0) + 1
         return torch.where(refused.any(dim=0), first, 0)
-
-
-def check_fitted_to(
-    fitted_to: Mapping[str, Any], generator: Generator, folder: Path, method: str
-) -> None:
-    """Raises an error unless a labeler's record names `generator`.
-
-    Raises:
-        InputError: the record is another generator's.
-    """
-    given = json.loads(json.dumps(generator.info.to_json()))
-    for name in ("latent", "n_classes", "sha256"):
-        if fitted_to[name] != given[name]:
-            raise InputError(
-                f"{folder}: fitted to a generator with {name} {fitted_to[name]!r}; this one has "
-                f"{given[name]!r}. Fit again: latentseg fit {method} {given['name']} OUT"
-            )
 
 
 def hypercolumns(generator: Generator, config: FewShotConfig) -> Hypercolumns:
@@ -646,7 +622,6 @@ def quality_report(labeler: FewShotLabeler, painted: PaintedImages) -> dict[str,
     latents = labeler.generator.sample(torch.tensor(painted.seeds, device=labeler.generator.device))
     masks = labeler.label(latents).masks.numpy()
     labelled = labeler.label(labeler.own_latents(JUDGED))
-    rejections = torch.bincount(labelled.rejected_by, minlength=len(FILTERS) + 1).tolist()
     kept = labelled.masks.numpy()[labelled.rejected_by.numpy() == 0]
     return {
         "painted_images": list(painted.names),
@@ -654,10 +629,7 @@ def quality_report(labeler: FewShotLabeler, painted: PaintedImages) -> dict[str,
         "iou_on_painted_pixels": {
             name: _painted_iou(masks, painted.masks, i) for i, name in enumerate(named)
         },
-        "samples": JUDGED,
-        "kept": rejections[0],
-        "removed": dict(zip(FILTERS, rejections[1:], strict=True)),
-        "confidence": float(labelled.confidence.mean()),
+        **sample_counts(labelled, FILTERS),
         "max_uncertainty": labeler.max_uncertainty,
         "class_areas": {
             name: float((kept == i).mean()) if len(kept) else 0.0 for i, name in enumerate(named)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from latentseg.files import write_json
+from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import Pixels, contact_sheet, overlay, to_pixels, write_image
 from latentseg.labelers.protocols import Labeler, Labelled
 from latentseg.labelers.refinement import area_share
@@ -17,6 +18,11 @@ LEAST_CELL_PX = 96
 REPORTED, SHOWN = 256, 12  # samples that are counted, and that are shown
 SAMPLES_KEY = 0x0E71  # keeps these latents apart from those of data sets
 PASSED, REFUSED = 255, 110  # brightness of a mask in the sheet
+
+
+def sample_latents(generator: Generator, n: int, *keys: int) -> Latents:
+    """`n` latents that depend only on `keys`."""
+    return generator.sample(derive_seeds(*keys, np.arange(n)).to(generator.device))
 
 
 def sample_counts(labelled: Labelled, filters: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +74,6 @@ def write_overview(labeler: Labeler, folder: Path | str, *, seed: int) -> None:
         folder: Where they are written.
         seed: Of their latents.
     """
-    seeds = derive_seeds(seed, SAMPLES_KEY, np.arange(REPORTED)).to(labeler.generator.device)
-    labelled = labeler.label(labeler.generator.sample(seeds))
+    labelled = labeler.label(sample_latents(labeler.generator, REPORTED, seed, SAMPLES_KEY))
     write_json(Path(folder) / "quality.json", sample_counts(labelled, labeler.filters))
     write_image(Path(folder) / "contact_sheet.png", samples_sheet(labelled[:SHOWN], {}))

@@ -5,7 +5,6 @@ Pixels of one thing take on new colours together; so the pixels, each described 
 all variants, fall into clusters, one for each segment. Nothing is trained.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from latentseg.files import (
     locked,
     read_json,
     read_safetensors,
-    verify_manifest,
     write_json,
     write_manifest,
     write_safetensors,
@@ -37,10 +35,11 @@ from latentseg.generators.protocols import Generator, HasVariants, Latents
 from latentseg.images import Pixels, class_colours, to_pixels, write_image
 from latentseg.labelers import labelers_for
 from latentseg.labelers.clustering import GIB, Method, cluster, nearest
+from latentseg.labelers.descriptions import DESCRIPTION, read_description
 from latentseg.labelers.foreground import Rule, background_classes, foreground_segment, places
 from latentseg.labelers.losses import paper_prior
 from latentseg.labelers.naming import BACKGROUND, NAMES, ClassNames, read_names, write_class_page
-from latentseg.labelers.overview import sample_counts, samples_sheet
+from latentseg.labelers.overview import sample_counts, sample_latents, samples_sheet
 from latentseg.labelers.protocols import Labelled
 from latentseg.labelers.prototypes import (
     SHARED_POINTS,
@@ -533,24 +532,8 @@ class StyleMixingLabeler:
             CorruptFileError: a file is damaged.
         """
         folder = Path(folder)
-        verify_manifest(folder)
-        path = folder / "labeler.json"
-        description = read_json(path)
-        if description.get("format") != FORMAT:
-            raise InputError(
-                f"{path}: format {description.get('format')}; this version reads {FORMAT}. "
-                "Fit the labeler again."
-            )
-        fitted_to = description["generator"]
-        given = json.loads(json.dumps(generator.info.to_json()))
-        for name in ("latent", "n_classes", "sha256"):
-            if fitted_to[name] != given[name]:
-                raise InputError(
-                    f"{folder}: fitted to a generator with {name} {fitted_to[name]!r}; this one "
-                    f"has {given[name]!r}. Fit again: latentseg fit style-mixing {given['name']} "
-                    "OUT"
-                )
-        config = StyleMixingConfig.from_json(description["options"], path)
+        description = read_description(folder, generator, format=FORMAT)
+        config = StyleMixingConfig.from_json(description["options"], folder / DESCRIPTION)
         classes = None
         if config.k > 2:
             classes = Classes.from_tensors(read_safetensors(folder / TENSORS))
@@ -561,11 +544,6 @@ class StyleMixingLabeler:
             names=read_names(folder, n=1 if config.k == 2 else config.k),
             classes=classes,
         )
-
-
-def sample_latents(generator: Generator, n: int, *keys: int) -> Latents:
-    """`n` latents that depend only on `keys`."""
-    return generator.sample(derive_seeds(*keys, np.arange(n)).to(generator.device))
 
 
 def fit_style_mixing(

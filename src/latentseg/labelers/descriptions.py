@@ -1,0 +1,38 @@
+"""labeler.json: what a labeler's folder says of it, checked against the generator at hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from latentseg.errors import InputError
+from latentseg.files import read_json, verify_manifest
+from latentseg.generators.protocols import Generator
+
+DESCRIPTION = "labeler.json"
+
+
+def read_description(folder: Path, generator: Generator, *, format: int) -> dict[str, Any]:
+    """The content of labeler.json in a finished folder of a labeler of `generator`.
+
+    Raises:
+        InputError: the folder is not finished, of another format, or belongs to another generator.
+        CorruptFileError: a file is damaged.
+    """
+    verify_manifest(folder)
+    path = folder / DESCRIPTION
+    description = read_json(path)
+    if description.get("format") != format:
+        raise InputError(
+            f"{path}: format {description.get('format')}; this version reads {format}. "
+            "Fit the labeler again."
+        )
+    fitted_to = description["generator"]
+    given = json.loads(json.dumps(generator.info.to_json()))
+    for name in ("latent", "n_classes", "sha256"):
+        if fitted_to[name] != given[name]:
+            raise InputError(
+                f"{folder}: fitted to a generator with {name} {fitted_to[name]!r}; this one has "
+                f"{given[name]!r}. Fit again: latentseg fit {description['method']} "
+                f"{given['name']} OUT"
+            )
+    return description
