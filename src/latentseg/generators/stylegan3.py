@@ -493,17 +493,21 @@ def read(checkpoint: Checkpoint, options: Options) -> Imported:
     tree = checkpoint.module("G_ema")
     source = Weights(tree.tensors, checkpoint.path)
     with well_described(checkpoint.path):
-        root = tree.nodes[""].attributes
-        config = StyleGAN3Config(
-            synthesis=read_synthesis(tree, source),
-            z_dim=int(root["z_dim"]),
-            w_dim=int(root["w_dim"]),
-            n_classes=int(root["c_dim"]),
-            mapping_layers=int(tree.nodes["mapping"].attributes["num_layers"]),
-            mapping_lr_multiplier=float(tree.nodes["mapping.fc0"].attributes["bias_gain"]),
-        )
+        config = StyleGAN3Config(synthesis=read_synthesis(tree, source), **read_mapping(tree))
         names = layer_names(tree)
     return Imported(config, official_weights(StyleGAN3, config, source, names))
+
+
+def read_mapping(tree: ModuleTree) -> dict[str, Any]:
+    """The fields of the configuration that the attributes of a network and its mapping state."""
+    root = tree.nodes[""].attributes
+    return {
+        "z_dim": int(root["z_dim"]),
+        "w_dim": int(root["w_dim"]),
+        "n_classes": int(root["c_dim"]),
+        "mapping_layers": int(tree.nodes["mapping"].attributes["num_layers"]),
+        "mapping_lr_multiplier": float(tree.nodes["mapping.fc0"].attributes["bias_gain"]),
+    }
 
 
 @contextmanager

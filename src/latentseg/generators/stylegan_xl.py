@@ -23,6 +23,7 @@ from latentseg.generators.stylegan3 import (
     official_weights,
     planned_bands,
     planned_layers,
+    read_mapping,
     read_synthesis,
     well_described,
 )
@@ -173,15 +174,10 @@ def read(checkpoint: Checkpoint, options: Options) -> Imported:
     tree = checkpoint.module("G_ema")
     source = Weights(tree.tensors, checkpoint.path)
     with well_described(checkpoint.path):
-        root = tree.nodes[""].attributes
         config = StyleGANXLConfig(
             synthesis=read_synthesis(tree, source),
-            z_dim=int(root["z_dim"]),
-            w_dim=int(root["w_dim"]),
-            n_classes=int(root["c_dim"]),
             embed_features=stored(source, "mapping.embed.weight", ANY, ANY).shape[1],
-            mapping_layers=int(tree.nodes["mapping"].attributes["num_layers"]),
-            mapping_lr_multiplier=float(tree.nodes["mapping.fc0"].attributes["bias_gain"]),
+            **read_mapping(tree),
         )
         names = layer_names(tree)
     return Imported(config, official_weights(StyleGANXL, config, source, names))
