@@ -366,6 +366,7 @@ def train_generator(
     lr: float = 2.5e-3,
     r1_weight: float = 0.1,
     style_mixing: float = 0.9,
+    ema_images: int = 10_000,
     augmentation: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation"),
     adaptive: bool = False,
     classes: bool = False,
@@ -379,6 +380,8 @@ def train_generator(
 ) -> None:
     """A generator of your own domain. The same command continues; raise --images to go on.
 
+    The learning rate, the average and the augmentation may be others from where it goes on.
+
     Args:
         photos: Folder of photos; with --classes, one subfolder of photos per class.
         out: Folder of the training; OUT/generator can be opened at any time.
@@ -389,6 +392,7 @@ def train_generator(
         lr: Learning rate.
         r1_weight: Weight of the gradient penalty.
         style_mixing: Chance that an image is drawn from two styles.
+        ema_images: Half-life of the averaged generator, in photos shown.
         augmentation: Differentiable augmentation of photos and drawn images.
         adaptive: Let its strength follow the discriminator's overfitting.
         classes: Learn the subfolders as classes.
@@ -411,6 +415,7 @@ def train_generator(
         lr=lr,
         r1_weight=r1_weight,
         style_mixing=style_mixing,
+        ema_images=ema_images,
         augmentation=augmentation,
         adaptive=adaptive,
         precision=precision,

@@ -1,6 +1,7 @@
 """Training a generator: exact resume, distances, augmentation, photos, and what bad input gets."""
 
 import json
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -128,8 +129,23 @@ def test_more_images_go_on_and_other_options_are_refused(photos: Path, tmp_path:
     train_generator(photos, out, config=replace(TINY, images=64), device="cpu", quiet=True)
     train_generator(photos, out, config=replace(TINY, images=128), device="cpu", quiet=True)
     assert int(final_weights(out)["step"]) == 16
-    with pytest.raises(InputError, match=r"lr: 0\.0025 there, 0\.1 now"):
-        train_generator(photos, out, config=replace(TINY, lr=0.1), device="cpu", quiet=True)
+    with pytest.raises(InputError, match=r"batch: 8 there, 4 now"):
+        train_generator(photos, out, config=replace(TINY, batch=4), device="cpu", quiet=True)
+
+
+def test_a_lower_learning_rate_goes_on_and_the_card_tells_both_commands(
+    photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    train_generator(photos, out, config=replace(TINY, images=64), device="cpu", quiet=True)
+    later = replace(TINY, images=128, lr=1e-4, augmentation=("translation",))
+    train_generator(photos, out, config=later, device="cpu", quiet=True)
+    card = (out / "generator" / "README.md").read_text()
+    commands = re.findall(r"train-generator PHOTOS .*", card)
+    assert [re.findall(r"--images \d+|--lr \S+|--augmentation \w+", each) for each in commands] == [
+        ["--images 64"],
+        ["--images 128", "--lr 0.0001", "--augmentation translation"],
+    ]
 
 
 def test_trained_generator_opens_with_card_and_preview(photos: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from latentseg.generators.training.augmentation import augment
 from latentseg.generators.training.discriminator import Discriminator
 from latentseg.generators.training.distance import FrechetDistance
 from latentseg.generators.training.photos import Photos, read_photos
-from latentseg.generators.training.report import Report
+from latentseg.generators.training.report import SETTINGS, Report
 from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
@@ -36,7 +36,8 @@ class GeneratorTrainingConfig:
         latent_dim: Size of z and of w.
         images: Photos shown to the discriminator in all; may be raised later to go on.
         batch: Photos per step.
-        lr: Learning rate of both networks (Adam, betas 0 and 0.99).
+        lr: Learning rate of both networks (Adam, betas 0 and 0.99); may be changed to go on, as
+            `ema_images` and `augmentation` may: a lower rate at the end gives cleaner images.
         r1_weight, r1_interval: Gradient penalty on photos, every so many steps (lazy).
         style_mixing: Chance that an image is drawn from two styles.
         ema_images: Half-life of the averaged generator, in photos shown.
@@ -260,7 +261,8 @@ def train_generator(
     """Trains a generator of one's own domain on a folder of photos.
 
     The same call again continues where it stopped, with the same result as one that never stopped;
-    with a larger `config.images` it goes on.
+    with a larger `config.images` it goes on, and from there with another learning rate, average or
+    augmentation if they are given; metrics.jsonl records them.
 
     Args:
         photos: Folder of photos; with `with_classes`, one subfolder per class.
@@ -286,7 +288,7 @@ def train_generator(
     read = read_photos(photos, config.size, with_classes=with_classes)
     wanted = asdict(config) | {"photos": len(read), "classes": list(read.classes)}
     with locked(out):
-        claim(out, wanted, free=("images",))
+        claim(out, wanted, free=("images", *SETTINGS))
         training = Training(config, len(read.classes), pick_device(device))
         checkpoints = Checkpoints(out / "checkpoints")
         step, state = checkpoints.load()

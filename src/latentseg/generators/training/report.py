@@ -2,7 +2,8 @@
 
 import copy
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from latentseg.progress import duration
 if TYPE_CHECKING:
     from latentseg.generators.training.loop import GeneratorTrainingConfig, Training
 
+SETTINGS = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
 PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 12
 PSI = 0.9  # truncation of samples: a generator of few photos gains little from a lower one
 
@@ -50,12 +52,13 @@ class Report:
             "step": training.step,
             "images": training.step * config.batch,
             "seconds": round(training.seconds),
+            **{name: getattr(config, name) for name in SETTINGS},
             **{key: round(value.item(), 4) for key, value in losses.items()},
             **measure_distance(network, self.photos.pixels, config.distance_images),
         }
         if self.fid is not None:
             row["fid"] = round(self.fid(draw(network, self.fid.n_images, psi=1.0, seed=1)), 2)
-        append_metrics(self.out / "metrics.jsonl", row)
+        rows = append_metrics(self.out / "metrics.jsonl", row)
         write_preview(network, self.out / "previews" / f"step-{training.step:09d}.png")
         source = f"trained with latentseg train-generator on {len(self.photos)} photos"
         info = GeneratorInfo(
@@ -74,7 +77,7 @@ class Report:
         save_generator(
             generator,
             self.out / "generator",
-            card=card_text(self.name, self.licence, source, config, row),
+            card=card_text(self.name, self.licence, source, config, rows),
             origin={**asdict(config), **row},
             half=True,
         )
@@ -120,15 +123,33 @@ def measure_distance(network: StyleGAN2, photos: Tensor, n: int) -> dict[str, fl
     }
 
 
-def append_metrics(path: Path, row: dict[str, Any]) -> None:
-    """Adds one object to a JSONL file, replacing rows of the same or a later step."""
+def append_metrics(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Adds one object to a JSONL file, replacing rows of the same or a later step; all rows."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    rows = [earlier for earlier in rows if earlier["step"] < row["step"]]
-    write_text(path, "".join(json.dumps(each) + "\n" for each in [*rows, row]))
+    rows = [*(earlier for earlier in rows if earlier["step"] < row["step"]), row]
+    write_text(path, "".join(json.dumps(each) + "\n" for each in rows))
+    return rows
 
 
-def command_of(config: "GeneratorTrainingConfig", images: int) -> str:
-    """The command that trains this generator on `images` photos, with what is not default."""
+def commands_of(config: "GeneratorTrainingConfig", rows: list[dict[str, Any]]) -> str:
+    """The commands that train this generator, one for each of the settings it went through.
+
+    They repeat it exactly if the settings were changed at a report.
+    """
+    stages = [list(stage) for _, stage in groupby(rows, lambda row: [row[s] for s in SETTINGS])]
+    return "\n".join(
+        _command(
+            replace(config, **{s: _setting(stage[-1][s]) for s in SETTINGS}), stage[-1]["images"]
+        )
+        for stage in stages
+    )
+
+
+def _setting(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _command(config: "GeneratorTrainingConfig", images: int) -> str:
     options = {"images": images}
     for field in fields(config):
         value = getattr(config, field.name)
@@ -148,16 +169,21 @@ def _flag_value(value: Any) -> str:
 
 
 def card_text(
-    name: str, licence: str, source: str, config: "GeneratorTrainingConfig", row: dict[str, Any]
+    name: str,
+    licence: str,
+    source: str,
+    config: "GeneratorTrainingConfig",
+    rows: list[dict[str, Any]],
 ) -> str:
     """The generator's README.md: what it draws, how it was trained, what was reached."""
+    row = rows[-1]
     measured = "\n".join(f"| {key} | {value} |" for key, value in row.items())
     return f"""# {name}
 
 A StyleGAN2 for images of {config.size[0]} x {config.size[1]} pixels, {source}:
 
 ```
-{command_of(config, row["images"])}
+{commands_of(config, rows)}
 ```
 
 It took {duration(row["seconds"])}. What was reached:
