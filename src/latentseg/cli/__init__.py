@@ -1,0 +1,81 @@
+"""The command line: one function per command, which reads flags and makes one call of the library.
+
+Nothing that takes long to import is imported before a command runs.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import tyro
+
+from latentseg import __version__
+from latentseg.cli.common import COMMON, CommonFlags, tell, write_result
+from latentseg.cli.datasets import check, synth
+from latentseg.cli.generators import convert, generators, train_generator
+from latentseg.cli.job import run
+from latentseg.cli.labelers import fit, paint
+from latentseg.cli.students import evaluate, predict, train
+from latentseg.errors import LatentsegError
+from latentseg.interrupts import Terminated
+
+
+def doctor(*, common: CommonFlags = COMMON) -> None:
+    """Versions, devices, and what works here; says how to mend what does not."""
+    from latentseg.diagnosis import diagnose
+
+    findings = diagnose()
+    for name, finding in findings.items():
+        tell(common, f"{name:<22} {finding}")
+    write_result(common, findings)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": run,
+    "generators": generators,
+    "convert": convert,
+    "train-generator": train_generator,
+    "fit": fit,
+    "paint": paint,
+    "synth": synth,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "check": check,
+    "doctor": doctor,
+}
+
+
+def main() -> None:
+    """Entry point: exit 0 done, 1 our error, 2 usage, 130 interrupted, 143 terminated."""
+    # Threads that spin while they wait are slow where cores are shared; torch reads it on import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(__version__)
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="latentseg",
+            description="Turn any pretrained image generator into an image segmenter.",
+            args=arguments,
+            config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
+        )
+    except KeyboardInterrupt as interrupt:
+        print("\ninterrupted; the same command again continues.", file=sys.stderr)
+        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
+    except (LatentsegError, OSError) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

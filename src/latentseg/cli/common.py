@@ -1,0 +1,128 @@
+"""What all commands share: flags that mean the same everywhere, opening, showing."""
+
+import json as json_module
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from latentseg.errors import InputError
+from latentseg.files import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from latentseg.generators import Generator
+    from latentseg.students.segmenter import Segmenter
+
+
+GeneratorName = Annotated[
+    Positional[str],
+    arg(
+        metavar="GENERATOR",
+        help="Bundled name, generator folder, checkpoint (FAMILY:FILE, or FILE if it says what it "
+        "is), or module:callable.",
+    ),
+]
+
+Out = Annotated[Positional[Path], arg(metavar="OUT", help="Folder of the result.")]
+
+Model = Annotated[
+    Positional[str], arg(metavar="MODEL", help="Bundled name, model folder or run folder.")
+]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Flags that mean the same everywhere."""
+
+    device: str = "auto"
+    """Where to compute: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps."""
+    json: Path | None = None
+    """Write the result as JSON to this file; - for stdout."""
+    quiet: bool = False
+    """No progress on stderr."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class CheckpointFlags:
+    """What is asked of the generator."""
+
+    classes: tuple[int, ...] = ()
+    """Class labels to draw, of a conditional generator; by default all, equally often."""
+    option: tuple[str, ...] = ()
+    """NAME=VALUE of a checkpoint's family; see latentseg generators --family NAME."""
+    trust_code: bool = False
+    """Open a TorchScript or torch.export file: it is a program, which then runs."""
+
+
+COMMON = Common()
+CHECKPOINT = CheckpointFlags()
+CommonFlags = OmitArgPrefixes[Common]
+OfCheckpoint = OmitArgPrefixes[CheckpointFlags]
+
+
+def changed(config: Any, **options: Any) -> Any:
+    """`config` with the options that were given, that is, that are not None."""
+    return replace(config, **{name: value for name, value in options.items() if value is not None})
+
+
+def read_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE as values: JSON where it is JSON, else text."""
+    options = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals or not name:
+            raise InputError(f"--option {each}: expected NAME=VALUE.")
+        try:
+            value = json_module.loads(text)
+        except ValueError:
+            value = text
+        options[name] = tuple(value) if isinstance(value, list) else value
+    return options
+
+
+def open_generator(name: str, flags: CheckpointFlags, common: Common) -> "Generator":
+    """The generator that a command names, with what its flags ask of it."""
+    from latentseg.generators import load_generator
+
+    return load_generator(
+        name,
+        device=common.device,
+        classes=flags.classes,
+        options=read_options(flags.option),
+        trust_code=flags.trust_code,
+    )
+
+
+def open_segmenter(model: str, common: Common) -> "Segmenter":
+    """The segmenter that a command names."""
+    from latentseg.students.segmenter import Segmenter
+
+    return Segmenter.from_pretrained(model, device=common.device)
+
+
+def console(common: Common) -> "Console":
+    """Where people read the result: stdout, unless JSON is to be there."""
+    from rich.console import Console
+
+    return Console(stderr=str(common.json) == "-")
+
+
+def tell(common: Common, text: str) -> None:
+    """Prints for people: on stdout, unless JSON is to be there."""
+    print(text, file=sys.stderr if str(common.json) == "-" else sys.stdout)
+
+
+def write_result(common: Common, value: Any) -> None:
+    """Writes the result where `--json` says; nothing without it."""
+    if common.json is None:
+        return
+    if str(common.json) == "-":
+        print(json_module.dumps(value, indent=2))
+        return
+    write_json(common.json, value)

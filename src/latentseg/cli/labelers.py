@@ -1,0 +1,157 @@
+"""Commands about labelers: fit one, paint what it learns from."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from latentseg.cli.common import (
+    CHECKPOINT,
+    COMMON,
+    Common,
+    CommonFlags,
+    GeneratorName,
+    OfCheckpoint,
+    Out,
+    open_generator,
+    tell,
+    write_result,
+)
+from latentseg.cli.methods import (
+    DIRECTIONS,
+    FEW_SHOT,
+    STYLE_MIXING,
+    OfDirections,
+    OfFewShot,
+    OfStyleMixing,
+    directions_config,
+    few_shot_config,
+    refuse_flags_of_others,
+    style_mixing_config,
+)
+from latentseg.errors import InputError
+from latentseg.files import read_json
+
+
+def fit(
+    method: Annotated[
+        Positional[Literal["directions", "style-mixing", "few-shot", "feature-clusters"]],
+        arg(metavar="METHOD"),
+    ],
+    generator: GeneratorName,
+    out: Out,
+    *,
+    seed: int = 0,
+    directions: OfDirections = DIRECTIONS,
+    style_mixing: OfStyleMixing = STYLE_MIXING,
+    few_shot: OfFewShot = FEW_SHOT,
+    checkpoint: OfCheckpoint = CHECKPOINT,
+    common: CommonFlags = COMMON,
+) -> None:
+    """A labeler: finds what turns generated images into masks, with a quality report.
+
+    Args:
+        method: directions (Melas-Kyriazi et al. 2021), style-mixing (Feng 2023), few-shot from
+            painted images (Tritrong et al. 2021), or feature-clusters (Pakhomov et al. 2021).
+        generator: Whose images it will label.
+        out: Folder of the labeler.
+        seed: Of everything random.
+    """
+    from latentseg.labelers.directions import DirectionsConfig, fit_directions
+    from latentseg.labelers.feature_clusters import fit_feature_clusters
+    from latentseg.labelers.few_shot import fit_few_shot
+    from latentseg.labelers.style_mixing import StyleMixingConfig, fit_style_mixing
+
+    refuse_flags_of_others((method,), directions, style_mixing, few_shot)
+    if directions.mode == "ensemble":
+        raise InputError("--mode ensemble averages students: it belongs to `latentseg run`.")
+    if method == "few-shot" and few_shot.labels is None:
+        raise InputError(
+            "few-shot learns from painted images: --labels FOLDER of `latentseg paint`."
+        )
+    opened = open_generator(generator, checkpoint, common)
+    if method == "directions":
+        config = directions_config(DirectionsConfig(), directions)
+        fit_directions(opened, config=config, seed=seed, out=out, quiet=common.quiet)
+    elif method == "style-mixing":
+        config = style_mixing_config(StyleMixingConfig(), style_mixing)
+        fit_style_mixing(opened, config=config, seed=seed, out=out, quiet=common.quiet)
+    elif few_shot.labels is not None:
+        config = few_shot_config(few_shot)
+        fit_few_shot(opened, few_shot.labels, config=config, seed=seed, out=out, quiet=common.quiet)
+    else:
+        fit_feature_clusters(opened, seed=seed, out=out)
+    shown = [out / name for name in ("contact_sheet.png", "classes.html") if (out / name).exists()]
+    tell(common, f"{out}\nlook at: {', '.join(map(str, shown))}")
+    write_result(common, read_json(out / "quality.json"))
+
+
+def paint(
+    generator: GeneratorName,
+    out: Out,
+    *,
+    parts: tuple[str, ...] = (),
+    port: int | None = None,
+    open: bool = True,
+    preview: bool = True,
+    export: Path | None = None,
+    import_masks: Annotated[Path | None, arg(name="import")] = None,
+    seed: int = 0,
+    checkpoint: OfCheckpoint = CHECKPOINT,
+    common: CommonFlags = COMMON,
+) -> None:
+    """Paints parts on generated images, on a page in the browser; Ctrl-C ends it.
+
+    Args:
+        generator: Whose images are painted.
+        out: The painting: a dataset folder. One that is there is gone on with.
+        parts: Names of the classes of a new painting; more can be added on the page.
+        port: On 127.0.0.1; by default any free one.
+        open: Open the page in the browser.
+        preview: Teach a head while painting, and show what it makes of other images.
+        export: Write images, masks with a palette and classes.json here, to paint elsewhere.
+        import_masks: Take the PNG masks of this folder into the painting, if all of them fit.
+        seed: Of the images to choose from.
+    """
+    if export is not None or import_masks is not None:
+        _exchange(out, export, import_masks, common)
+        return
+    try:
+        from latentseg.app.server import paint as serve
+    except ImportError as error:
+        raise InputError(
+            f"the painter needs an extra ({error}): pip install 'latentseg[app]'"
+        ) from error
+    from latentseg.generators import HasFeatures
+    from latentseg.labelers.few_shot import HeadPreview
+
+    opened = open_generator(generator, checkpoint, common)
+    head = None
+    if preview and isinstance(opened, HasFeatures):
+        # A generator of its own: it reads features in a thread while the other one draws.
+        head = HeadPreview(open_generator(generator, checkpoint, common))
+    serve(
+        opened,
+        out,
+        seed=seed,
+        parts=parts,
+        previewer=head,
+        port=port,
+        open_browser=open,
+        quiet=common.quiet,
+    )
+
+
+def _exchange(out: Path, export: Path | None, masks: Path | None, common: Common) -> None:
+    from latentseg.app.exchange import export_painting, import_masks
+
+    shares: dict[str, float] = {}
+    if masks is not None:
+        done = import_masks(out, masks)
+        shares |= dict(zip(done.names, done.painted, strict=True))
+    if export is not None:
+        done = export_painting(out, export)
+        shares |= dict(zip(done.names, done.painted, strict=True))
+    for name, share in shares.items():
+        tell(common, f"{name}  {share:.0%} painted")
+    write_result(common, shares)
