@@ -27,7 +27,7 @@ from latentseg.files import (
 )
 from latentseg.generators import Generator, load_generator
 from latentseg.labelers import METHODS, Labeler
-from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
+from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
 from latentseg.labelers.directions import (
     VARIANTS,
     DirectionsConfig,
@@ -65,6 +65,7 @@ class RunConfig:
         method: "directions", "style-mixing", or "voting", for which both vote.
         agree: A method whose masks have to agree with those of `method`, or the sample is dropped;
             None: nobody is asked.
+        min_agreement: Least IoU of the masks of two methods, where two take part.
         directions: The search for directions and the making of masks.
         style_mixing: The drawing of variants and the making of masks from them.
         ensemble: Average students of the light and of the dark direction, in place of one student.
@@ -77,6 +78,7 @@ class RunConfig:
 
     method: str = "directions"
     agree: str | None = None
+    min_agreement: float = 0.5
     directions: DirectionsConfig = field(default_factory=DirectionsConfig)
     style_mixing: StyleMixingConfig = field(default_factory=StyleMixingConfig)
     ensemble: bool = False
@@ -233,7 +235,8 @@ class _Job:
             parts = VOTERS if agree is None else (method, agree)
             first, second = (self._fitted(part, self.out / "labelers" / part) for part in parts)
             combine = VotingLabeler if agree is None else AgreementLabeler
-            labeler = combine(first, second)
+            limits = AgreementConfig(min_agreement=self.config.min_agreement)
+            labeler = combine(first, second, config=limits)
             if not (self.out / "labeler" / MANIFEST).is_file():
                 write_overview(labeler, self.out / "labeler", seed=self.config.seed)
                 labeler.save(self.out / "labeler")

@@ -145,7 +145,10 @@ def test_report_of_a_labeler_of_another_kind_leaves_directions_out(run):
     write_json(run / "labeler" / "quality.json", {"samples": 10, "kept": 9, "removed": {"area": 1}})
     page = page_of(run)
     assert "</span>The labeler</h2>" in page
-    assert "No mask was painted" not in page
+    assert "No mask was painted for it." in page
+    config = read_json(run / "config.json")
+    write_json(run / "config.json", {**config, "method": "few-shot"})
+    assert "No mask was painted" not in page_of(run)
 
 
 def test_report_beside_the_papers_when_the_data_set_is_theirs(run):

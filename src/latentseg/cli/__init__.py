@@ -18,7 +18,7 @@ from latentseg.cli.common import COMMON, CommonFlags, tell, write_result
 from latentseg.cli.datasets import check, synth
 from latentseg.cli.generators import convert, generators, train_generator
 from latentseg.cli.job import run
-from latentseg.cli.labelers import fit, paint
+from latentseg.cli.labelers import fit, instances, paint
 from latentseg.cli.students import evaluate, predict, train
 from latentseg.errors import LatentsegError
 from latentseg.interrupts import Terminated
@@ -42,6 +42,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "fit": fit,
     "paint": paint,
     "synth": synth,
+    "instances": instances,
     "train": train,
     "eval": evaluate,
     "predict": predict,

@@ -30,6 +30,7 @@ def synth(
     suffix: Literal["png", "jpg"] = "png",
     agree: Path | None = None,
     vote: Path | None = None,
+    min_agreement: float = 0.5,
     seed: int = 0,
     checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
@@ -45,19 +46,21 @@ def synth(
         suffix: png is lossless; jpg is smaller.
         agree: Folder of another labeler, whose masks have to agree, or a sample is dropped.
         vote: Folder of another labeler, that votes on each pixel as well.
+        min_agreement: Least IoU of the masks of two labelers that vote or have to agree.
         seed: Of everything random.
     """
     del format  # one layout so far; the flag is part of the promise
     from latentseg.labelers import load_labeler
-    from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
+    from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
     from latentseg.synthesis.writers import synthesize
 
     opened = open_generator(generator, checkpoint, common)
     chosen = load_labeler(labeler, opened)
+    limits = AgreementConfig(min_agreement=min_agreement)
     if agree is not None:
-        chosen = AgreementLabeler(chosen, load_labeler(agree, opened))
+        chosen = AgreementLabeler(chosen, load_labeler(agree, opened), config=limits)
     if vote is not None:
-        chosen = VotingLabeler(chosen, load_labeler(vote, opened))
+        chosen = VotingLabeler(chosen, load_labeler(vote, opened), config=limits)
     folder = synthesize(
         opened, chosen, count=count, out=out, seed=seed, suffix=suffix, quiet=common.quiet
     )

@@ -37,6 +37,7 @@ def run(
     *,
     method: Literal["directions", "style-mixing", "voting"] = "directions",
     agree: Literal["directions", "style-mixing"] | None = None,
+    min_agreement: float = 0.5,
     preset: Literal["quick", "standard", "paper"] = "standard",
     eval: tuple[Path, ...] = (),
     photos: Path | None = None,
@@ -61,6 +62,7 @@ def run(
         out: The run folder.
         method: How masks are made; voting takes directions and style-mixing together.
         agree: Another method, whose masks have to agree, or a sample is dropped.
+        min_agreement: Least IoU of the masks of two methods that vote or have to agree.
         preset: quick for a first look, standard for quality, paper for the published settings.
         eval: Real photos with masks to measure on; may be given several.
         photos: Unlabelled photos of the same domain, for self-training.
@@ -85,6 +87,7 @@ def run(
         base,
         method=method,
         agree=agree,
+        min_agreement=min_agreement,
         directions=directions_config(base.directions, directions),
         style_mixing=style_mixing_config(base.style_mixing, style_mixing),
         ensemble=directions.mode == "ensemble",

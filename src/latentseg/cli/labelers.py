@@ -155,3 +155,47 @@ def _exchange(out: Path, export: Path | None, masks: Path | None, common: Common
     for name, share in shares.items():
         tell(common, f"{name}  {share:.0%} painted")
     write_result(common, shares)
+
+
+def instances(
+    generator: GeneratorName,
+    labeler: Annotated[Positional[Path], arg(metavar="LABELER")],
+    dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
+    out: Out,
+    *,
+    boxes: str,
+    margin: float = 0.15,
+    checkpoint: OfCheckpoint = CHECKPOINT,
+    common: CommonFlags = COMMON,
+) -> None:
+    """The objects of a dataset one by one: boxes in, instance masks in COCO format out.
+
+    Args:
+        generator: That drew the dataset.
+        labeler: Of `latentseg fit style-mixing`.
+        dataset: Folder of `latentseg synth`.
+        out: Folder of the result: instances.json, contact_sheet.png.
+        boxes: COCO file with boxes of the dataset's images, or module:callable, your detector: a
+            function from an image (H, W, 3) uint8 to `labelers.instances.Box`es.
+        margin: By how much of its sides a box is widened while its object is looked for.
+    """
+    from latentseg.generators.external import import_callable
+    from latentseg.labelers import load_labeler
+    from latentseg.labelers.instances import read_boxes, read_categories
+    from latentseg.synthesis.objects import segment_objects
+
+    is_file = Path(boxes).suffix == ".json"
+    opened = open_generator(generator, checkpoint, common)
+    segment_objects(
+        load_labeler(labeler, opened),
+        dataset,
+        read_boxes(boxes) if is_file else import_callable(boxes),
+        out=out,
+        margin=margin,
+        categories=read_categories(boxes) if is_file else None,
+        quiet=common.quiet,
+    )
+    result = read_json(out / "instances.json")
+    tell(common, f"{len(result['annotations'])} objects: {out / 'instances.json'}")
+    tell(common, f"look at: {out / 'contact_sheet.png'}")
+    write_result(common, result)

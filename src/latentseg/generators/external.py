@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from latentseg.errors import InputError
 from latentseg.generators.protocols import Generator
@@ -17,19 +19,7 @@ def build_external(reference: str) -> Generator:
         InputError: there is no such module or callable, or what it builds is not a generator;
             the missing members are named.
     """
-    module_name, _, attribute = reference.partition(":")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        build = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{reference}: the module {error.name!r} cannot be found from {folder}."
-        ) from error
-    except AttributeError as error:
-        raise InputError(f"{reference}: {module_name} has no {attribute!r}.") from error
-    generator = build()
+    generator = import_callable(reference)()
     members = ("info", "device", "to", "sample", "__call__", "shift")
     missing = [member for member in members if not hasattr(generator, member)]
     if missing:
@@ -38,6 +28,26 @@ def build_external(reference: str) -> Generator:
             "start from: latentseg generators --template"
         )
     return generator
+
+
+def import_callable(reference: str) -> Callable[..., Any]:
+    """What `module:callable` names, imported, also from the current folder.
+
+    Raises:
+        InputError: there is no such module or callable.
+    """
+    module_name, _, attribute = reference.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{reference}: the module {error.name!r} cannot be found from {folder}."
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"{reference}: {module_name} has no {attribute!r}.") from error
 
 
 def template_text() -> str:

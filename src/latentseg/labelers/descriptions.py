@@ -26,13 +26,19 @@ def read_description(folder: Path, generator: Generator, *, format: int) -> dict
             f"{path}: format {description.get('format')}; this version reads {format}. "
             "Fit the labeler again."
         )
-    fitted_to = description["generator"]
+    difference = generator_difference(description["generator"], generator)
+    if difference is not None:
+        raise InputError(
+            f"{folder}: fitted to a generator with {difference}. "
+            f"Fit again: latentseg fit {description['method']} {generator.info.name} OUT"
+        )
+    return description
+
+
+def generator_difference(recorded: dict[str, Any], generator: Generator) -> str | None:
+    """How a generator that was recorded in a file differs from `generator`; None if it does not."""
     given = json.loads(json.dumps(generator.info.to_json()))
     for name in ("latent", "n_classes", "sha256"):
-        if fitted_to[name] != given[name]:
-            raise InputError(
-                f"{folder}: fitted to a generator with {name} {fitted_to[name]!r}; this one has "
-                f"{given[name]!r}. Fit again: latentseg fit {description['method']} "
-                f"{given['name']} OUT"
-            )
-    return description
+        if recorded[name] != given[name]:
+            return f"{name} {recorded[name]!r}; this one has {given[name]!r}"
+    return None

@@ -138,9 +138,7 @@ def read_boxes(path: Path | str) -> dict[str, list[Box]]:
         CorruptFileError: it is not COCO: a field is missing, a box is not four finite numbers with
             positive sides, or belongs to an unknown image. The first such annotation is named.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise CorruptFileError(f"{path}: not a COCO file: 'images' or 'annotations' is missing.")
+    content = _read_coco(path)
     try:
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
     except (KeyError, TypeError) as error:
@@ -160,6 +158,27 @@ def read_boxes(path: Path | str) -> dict[str, list[Box]]:
             raise CorruptFileError(f"{path}: annotation {number}: bbox {sides} is no box.")
         boxes[name].append(Box(x, y, width, height, category))
     return boxes
+
+
+def read_categories(path: Path | str) -> dict[int, str]:
+    """The names of a COCO file's categories, by id; those it uses without a name are "object".
+
+    Raises:
+        InputError, CorruptFileError: as `read_boxes`.
+    """
+    used = {box.category for boxes in read_boxes(path).values() for box in boxes}
+    try:
+        named = {int(each["id"]): str(each["name"]) for each in _read_coco(path)["categories"]}
+    except (KeyError, TypeError, ValueError):
+        named = {}
+    return {**dict.fromkeys(sorted(used), "object"), **named}
+
+
+def _read_coco(path: Path | str) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
+        raise CorruptFileError(f"{path}: not a COCO file: 'images' or 'annotations' is missing.")
+    return content
 
 
 def to_coco(
