@@ -129,7 +129,7 @@ def test_stages_one_by_one_from_generator_to_masks_of_photos(latentseg, tmp_path
     assert latentseg("train", data, student, *small)[0] == 0
     code, out, _ = latentseg("eval", student, data, "--json", tmp_path / "result.json")
     assert code == 0
-    assert "floor: ellipse" in out
+    assert "best fixed ellipse" in out
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["protocol"] == "melas2021"
     assert len(result["per_image"]) == 24

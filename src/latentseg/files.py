@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ HOLDER = (
 )
 TEMPORARY = ".latentseg-{process}-{count}.tmp"
 
+_token = secrets.token_hex(4)  # two machines that share a folder may have equal process numbers
 _counter = itertools.count()
 
 
@@ -40,7 +42,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
         InputError: the file cannot be written: no space, no permission, a fault of the disk.
     """
     path = Path(path)
-    temporary = path.with_name(TEMPORARY.format(process=os.getpid(), count=next(_counter)))
+    temporary = path.with_name(
+        TEMPORARY.format(process=f"{os.getpid()}-{_token}", count=next(_counter))
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

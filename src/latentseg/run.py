@@ -26,7 +26,7 @@ from latentseg.files import (
     write_manifest,
 )
 from latentseg.generators import Generator, load_generator
-from latentseg.labelers import METHODS, Labeler
+from latentseg.labelers import Labeler
 from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
 from latentseg.labelers.directions import (
     VARIANTS,
@@ -34,8 +34,17 @@ from latentseg.labelers.directions import (
     DirectionsLabeler,
     fit_directions,
 )
+from latentseg.labelers.few_shot import VARIANTS as HEADS
+from latentseg.labelers.few_shot import (
+    FewShotConfig,
+    FewShotLabeler,
+    PaintedImages,
+    fit_few_shot,
+    read_painting,
+)
 from latentseg.labelers.naming import NAMES
 from latentseg.labelers.overview import write_overview
+from latentseg.labelers.protocols import SoftLabeler
 from latentseg.labelers.style_mixing import (
     StyleMixingConfig,
     StyleMixingLabeler,
@@ -44,6 +53,7 @@ from latentseg.labelers.style_mixing import (
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter, ensemble
 from latentseg.students.self_training import SelfTrainingConfig, self_train
+from latentseg.students.training import PARTS_PRESETS as PARTS_STUDENTS
 from latentseg.students.training import PRESETS as STUDENTS
 from latentseg.students.training import TrainConfig, train
 from latentseg.synthesis.pairs import FolderPairs, Pairs
@@ -51,9 +61,12 @@ from latentseg.synthesis.stream import Stream
 from latentseg.synthesis.writers import synthesize
 
 SHOWN = 20  # synthetic pairs in the report
-COLUMNS = ("dataset", "protocol", "setting", "n_images", "acc", "iou", "iou_pooled", "max_f")
+COLUMNS = (
+    *("dataset", "protocol", "setting", "n_images", "acc"),
+    *("iou", "iou_pooled", "max_f", "mean_iou", "weighted_iou"),
+)
 VOTERS = ("directions", "style-mixing")
-RUN_METHODS = (*METHODS, "voting")
+RUN_METHODS = ("directions", "style-mixing", "few-shot", "voting")
 ENSEMBLE = ("light", "dark")  # the directions whose students are averaged
 
 
@@ -62,12 +75,13 @@ class RunConfig:
     """How the whole job is done.
 
     Attributes:
-        method: "directions", "style-mixing", or "voting", for which both vote.
-        agree: A method whose masks have to agree with those of `method`, or the sample is dropped;
-            None: nobody is asked.
+        method: "directions", "style-mixing", "few-shot", or "voting", for which the first two vote.
+        agree: "directions" or "style-mixing": its masks have to agree with those of `method`, or
+            the sample is dropped. None: nobody is asked.
         min_agreement: Least IoU of the masks of two methods, where two take part.
         directions: The search for directions and the making of masks.
         style_mixing: The drawing of variants and the making of masks from them.
+        few_shot: The head that learns from painted images.
         ensemble: Average students of the light and of the dark direction, in place of one student.
         count: Synthetic pairs the student learns from; None: drawn while it trains, never twice.
         student: The student and its training.
@@ -81,6 +95,7 @@ class RunConfig:
     min_agreement: float = 0.5
     directions: DirectionsConfig = field(default_factory=DirectionsConfig)
     style_mixing: StyleMixingConfig = field(default_factory=StyleMixingConfig)
+    few_shot: FewShotConfig = HEADS["ours"]
     ensemble: bool = False
     count: int | None = 4_000
     student: TrainConfig = field(default_factory=lambda: STUDENTS["quick"])
@@ -91,8 +106,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.method not in RUN_METHODS:
             raise InputError(f"method {self.method!r}: expected one of {', '.join(RUN_METHODS)}.")
-        if self.agree is not None and (self.agree not in METHODS or self.agree == self.method):
-            raise InputError(f"agree {self.agree!r}: expected a method other than {self.method}.")
+        if self.agree is not None and self.agree not in {*VOTERS} - {self.method}:
+            raise InputError(f"agree {self.agree!r}: expected {' or '.join(VOTERS)}, and another.")
         if self.ensemble and (self.method, self.agree) != ("directions", None):
             raise InputError("An ensemble averages students of directions, and of nothing else.")
 
@@ -125,7 +140,9 @@ def run(
     out: Path | str,
     *,
     config: RunConfig = PRESETS["standard"],
+    labels: Path | str | None = None,
     eval_data: Sequence[Path | str] = (),
+    groupings: Sequence[str | Path] = (),
     photos: Path | str | None = None,
     ceiling: Path | str | None = None,
     keep_dataset: bool = False,
@@ -140,8 +157,12 @@ def run(
     Args:
         generator: What `load_generator` takes.
         out: The run folder; docs/formats.md says what it holds.
-        config: How; `PRESETS` has "quick", "standard" and "paper".
+        config: How; `PRESETS` has "quick", "standard" and "paper"; `few_shot_preset` makes one for
+            parts.
+        labels: The painting that "few-shot" learns from, a folder of `latentseg paint`.
         eval_data: Real photos with masks to measure on; never learned from.
+        groupings: What makes classes of the labels of `eval_data` and `ceiling`; see
+            `evaluation.groupings`.
         photos: Unlabelled photos of the generator's domain, for self-training; never measured on.
         ceiling: Real photos with masks, from which the same student learns for comparison.
         keep_dataset: Keep the synthetic pairs in `out`/dataset.
@@ -163,14 +184,17 @@ def run(
     source = load_generator(
         generator, device=device, classes=classes, options=options, trust_code=trust_code
     )
-    measured = [open_dataset(path) for path in eval_data]
-    true_masks = None if ceiling is None else open_dataset(ceiling)
+    painted = _painted(config, labels, source)
+    measured = [open_dataset(path, grouping=groupings) for path in eval_data]
+    true_masks = None if ceiling is None else open_dataset(ceiling, grouping=groupings)
     asked = {
         "command": "run",
         "generator": source.info.to_json(),
         "options": dict(options or {}),
         **asdict(config),
+        "painted": None if painted is None else painted.digest,
         "eval": [str(path) for path in eval_data],
+        "groupings": [str(each) for each in groupings],
         "photos": None if photos is None else str(photos),
         "ceiling": None if ceiling is None else str(ceiling),
         "keep_dataset": keep_dataset,
@@ -186,14 +210,15 @@ def run(
             verify_manifest(out)
             say(f"{out}: finished before; see {out / 'report.html'}", quiet=quiet)
             return Segmenter.from_pretrained(out / "model", device=device)
-        job = _Job(source, out, config, device=device, quiet=quiet)
+        job = _Job(source, out, config, painted, device=device, quiet=quiet)
         labelers = job.fit()
         synthetic = {name: job.pairs(name, labeler) for name, labeler in labelers.items()}
         student = job.student(synthetic)
-        settings = {"label-free": student}
+        setting = "label-free" if painted is None else f"{len(painted.names)} painted images"
+        settings = {setting: student}
         if photos is not None:
             pairs = next(iter(synthetic.values()))
-            settings["label-free, with unlabelled photos"] = job.improve(student, pairs, photos)
+            settings[f"{setting}, with unlabelled photos"] = job.improve(student, pairs, photos)
         supervised = None if true_masks is None else job.ceiling(true_masks)
         job.measure(settings, supervised, measured)
         segmenter = job.finish(list(settings.values())[-1])
@@ -205,6 +230,29 @@ def run(
     return segmenter
 
 
+def few_shot_preset(name: str) -> RunConfig:
+    """The preset `name` with a student for parts: more steps, soft labels, all classes measured."""
+    return replace(
+        PRESETS[name], method="few-shot", student=PARTS_STUDENTS[name], protocol="tritrong2021"
+    )
+
+
+def _painted(
+    config: RunConfig, labels: Path | str | None, generator: Generator
+) -> PaintedImages | None:
+    """What few-shot learns from, read before any work is done."""
+    if (config.method == "few-shot") != (labels is not None):
+        raise InputError(
+            "few-shot learns from painted images, and only few-shot does: give --method few-shot "
+            "and --labels FOLDER of `latentseg paint` together."
+        )
+    if labels is None:
+        return None
+    painted = read_painting(labels, generator)
+    painted.check(generator.info.size)
+    return painted
+
+
 def _is_recorded(path: Path, keep_dataset: bool) -> bool:
     """Whether a file of a run is in its manifest; the names of classes may be changed later."""
     return path.name != NAMES and (keep_dataset or path.parts[0] != "dataset")
@@ -214,9 +262,16 @@ class _Job:
     """The stages of a run in one folder; each is skipped if an earlier call has finished it."""
 
     def __init__(
-        self, generator: Generator, out: Path, config: RunConfig, *, device: str, quiet: bool
+        self,
+        generator: Generator,
+        out: Path,
+        config: RunConfig,
+        painted: PaintedImages | None,
+        *,
+        device: str,
+        quiet: bool,
     ) -> None:
-        self.generator, self.out, self.config = generator, out, config
+        self.generator, self.out, self.config, self.painted = generator, out, config, painted
         self.device, self.quiet = device, quiet
         self.last_result: Result | None = None
         self.card: dict[str, Any] = {
@@ -247,8 +302,15 @@ class _Job:
             }
         return {method: labeler}
 
-    def _fitted(self, method: str, out: Path) -> DirectionsLabeler | StyleMixingLabeler:
+    def _fitted(
+        self, method: str, out: Path
+    ) -> DirectionsLabeler | StyleMixingLabeler | FewShotLabeler:
         seed, quiet = self.config.seed, self.quiet
+        if self.painted is not None and method == "few-shot":
+            config = self.config.few_shot
+            return fit_few_shot(
+                self.generator, self.painted, config=config, seed=seed, out=out, quiet=quiet
+            )
         if method == "directions":
             config = self.config.directions
             return fit_directions(self.generator, config=config, seed=seed, out=out, quiet=quiet)
@@ -258,7 +320,8 @@ class _Job:
     def pairs(self, name: str, labeler: Labeler) -> Pairs:
         """The synthetic pairs of a labeler: a dataset folder, or an endless stream."""
         self._say("2/5 synthesise", f"{self.config.count or 'endless'} pairs")
-        stream = Stream(self.generator, labeler, seed=self.config.seed)
+        is_soft = isinstance(labeler, SoftLabeler)
+        stream = Stream(self.generator, labeler, seed=self.config.seed, soft=is_soft)
         first = stream.block(0)
         write_pairs(first.images[:SHOWN], first.masks[:SHOWN], self.out / "samples" / "pairs.png")
         if self.config.count is None:
@@ -269,6 +332,7 @@ class _Job:
             count=self.config.count,
             out=self.out / "dataset" / name,
             seed=self.config.seed,
+            soft=is_soft,
             quiet=self.quiet,
         )
         return FolderPairs(folder, size=self.generator.info.size, seed=self.config.seed)

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from latentseg.evaluation.baselines import CentrePrior, Ellipse, Everything, find_ellipse, floors
+from latentseg.evaluation.baselines import (
+    CentrePrior,
+    Ellipse,
+    Everything,
+    find_ellipse,
+    find_places,
+    floors,
+)
 from latentseg.evaluation.protocols import evaluate
 from latentseg.images import IGNORE
 from tests.evaluation.fabricate import blob, make_dataset
@@ -58,3 +65,29 @@ def test_floors_come_with_notes_and_the_ellipse_is_the_best_of_them(tmp_path):
     assert "searched with their true masks" in found["ellipse"].note
     assert found["ellipse"].iou > max(found["everything"].iou, found["centre"].iou)
     assert floors(dataset, limit=3)["centre"].n_images == 3
+
+
+def test_places_have_the_class_that_is_most_frequent_there(tmp_path):
+    masks = [np.zeros((96, 48), np.uint8) for _ in range(3)]
+    for mask in masks:
+        mask[:48] = 1
+        mask[10:20, 10:20] = IGNORE
+    masks[0][:24] = masks[1][:24] = 2
+    masks[2][:, 24:] = IGNORE
+    dataset = make_dataset(tmp_path, masks, classes=("a", "b"))
+    answer = find_places(dataset).scores(np.zeros((12, 24, 3), np.uint8)).argmax(0)
+    assert answer.tolist() == np.repeat([[2], [1], [0], [0]], 3, axis=0).repeat(24, axis=1).tolist()
+
+
+def test_floors_of_several_classes_are_background_and_places(tmp_path):
+    masks = [blob(i, height=48, width=48) for i in range(6)]
+    for mask in masks:
+        mask[:24] *= 2
+    dataset = make_dataset(tmp_path, masks, classes=("a", "b"))
+    found = floors(dataset, protocol="tritrong2021")
+    assert list(found) == ["background", "places"]
+    share = float(np.mean(np.array(masks) == 0))
+    assert found["background"].acc == pytest.approx(share)
+    assert found["background"].class_iou == {"background": pytest.approx(share), "a": 0, "b": 0}
+    assert found["places"].mean_iou > found["background"].mean_iou
+    assert list(floors(dataset)) == ["everything", "ellipse", "centre"]

@@ -6,7 +6,7 @@ import pytest
 import sklearn.metrics
 
 from latentseg.errors import InputError
-from latentseg.evaluation import baselines, metrics, papers, protocols
+from latentseg.evaluation import baselines, groupings, metrics, papers, protocols
 from tests.evaluation.fabricate import ids
 
 TOLERANCE = 1e-9
@@ -33,7 +33,7 @@ def random_case(seed: int, size: int | None = None) -> tuple[np.ndarray, np.ndar
     return scores, truth
 
 
-@pytest.mark.parametrize("module", [metrics, baselines, papers, protocols])
+@pytest.mark.parametrize("module", [metrics, baselines, groupings, papers, protocols])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -113,3 +113,20 @@ def test_confusion_matrix_when_shapes_differ_is_refused():
         metrics.confusion_matrix(
             np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), n_classes=2
         )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_weighted_iou_when_compared_with_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    n_classes = int(rng.integers(2, 8))
+    shares = rng.dirichlet(np.full(n_classes, 0.5))
+    truth = rng.choice(n_classes, (30, 20), p=shares).astype(np.uint8)
+    mask = np.where(rng.random(truth.shape) < 0.7, truth, rng.integers(0, n_classes, truth.shape))
+    confusion = metrics.confusion_matrix(mask.astype(np.uint8), truth, n_classes=n_classes)
+    theirs = reference.jaccard_score(truth.ravel(), mask.ravel(), average="weighted")
+    assert metrics.weighted_iou(confusion) == pytest.approx(theirs, abs=TOLERANCE)
+
+
+def test_weighted_iou_of_classes_that_never_occur_and_of_nothing():
+    assert metrics.weighted_iou(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])) == 0.75
+    assert np.isnan(metrics.weighted_iou(np.zeros((3, 3), np.int64)))

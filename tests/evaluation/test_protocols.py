@@ -156,6 +156,121 @@ def test_pooled_with_several_classes_matches_sklearn(tmp_path):
     assert list(result.class_iou) == ["a", "b", "c"]
 
 
+class Named(Lookup):
+    """A lookup that tells the names of its classes."""
+
+    def __init__(
+        self, dataset: RealDataset, answers: list[Scores], classes: tuple[str, ...]
+    ) -> None:
+        super().__init__(dataset, answers)
+        self.classes = classes
+
+
+def random_parts(seed: int, n_classes: int) -> tuple[list[Pixels], list[Scores]]:
+    """Masks of photos of many sizes, a quarter of them ignored, and scores that half know them."""
+    rng = np.random.default_rng(seed)
+    masks, answers = [], []
+    for _ in range(12):
+        shape = (int(rng.integers(1, 14)), int(rng.integers(1, 14)))
+        mask = rng.integers(0, n_classes + 1, shape).astype(np.uint8)
+        scores = rng.random((n_classes + 1, *shape)).astype(np.float32)
+        scores += 0.5 * (np.arange(n_classes + 1)[:, None, None] == mask)
+        mask[rng.random(shape) < 0.25] = IGNORE
+        masks.append(mask)
+        answers.append(scores / scores.sum(0))
+    return masks, answers
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tritrong2021_when_compared_with_sklearn_on_all_pixels_at_once(seed, tmp_path):
+    masks, answers = random_parts(seed, n_classes=4)
+    dataset = make_dataset(tmp_path, masks, classes=("a", "b", "c", "d"))
+    result = evaluate(Lookup(dataset, answers), dataset, protocol="tritrong2021", quiet=True)
+    truth = np.concatenate([mask[mask != IGNORE] for mask in masks])
+    hard = np.concatenate(
+        [scores.argmax(0)[mask != IGNORE] for mask, scores in zip(masks, answers, strict=True)]
+    )
+    reference: Any = sklearn.metrics  # its types are wrong about None
+    expected = reference.jaccard_score(truth, hard, average=None)
+    np.testing.assert_allclose(list(result.class_iou.values()), expected, atol=TOLERANCE)
+    assert list(result.class_iou) == ["background", "a", "b", "c", "d"]
+    weighted = reference.jaccard_score(truth, hard, average="weighted")
+    assert result.weighted_iou == pytest.approx(weighted, abs=TOLERANCE)
+    assert result.mean_iou == pytest.approx(expected.mean(), abs=TOLERANCE)
+    assert result.iou_pooled == pytest.approx(expected[1:].mean(), abs=TOLERANCE)
+    assert result.acc == pytest.approx((truth == hard).mean(), abs=TOLERANCE)
+
+
+def test_a_class_that_occurs_nowhere_is_left_out_of_the_means(tmp_path):
+    dataset = make_dataset(tmp_path, [ids([[0, 0, 1, 1]])], classes=("a", "b"))
+    answer = np.zeros((3, 1, 4), np.float32)
+    answer[0, 0, :3], answer[1, 0, 3] = 1, 1
+    result = evaluate(Lookup(dataset, [answer]), dataset, protocol="tritrong2021", quiet=True)
+    assert result.to_json()["class_iou"] == {
+        "background": pytest.approx(2 / 3),
+        "a": 0.5,
+        "b": None,
+    }
+    assert result.mean_iou == pytest.approx((2 / 3 + 0.5) / 2)
+
+
+@pytest.mark.parametrize("protocol", ["pooled", "tritrong2021"])
+def test_classes_are_matched_by_name_whatever_their_order(protocol, tmp_path):
+    masks, answers = random_parts(0, n_classes=3)
+    dataset = make_dataset(tmp_path, masks, classes=("hair", "skin", "bag"))
+    turned = [scores[[0, 3, 1, 2]] for scores in answers]
+    plain = evaluate(Lookup(dataset, answers), dataset, protocol=protocol, quiet=True)
+    named = Named(dataset, turned, ("bag", "hair", "skin"))
+    result = evaluate(named, dataset, protocol=protocol, quiet=True)
+    assert result.class_iou == plain.class_iou
+    assert [score.iou for score in result.per_image] == [score.iou for score in plain.per_image]
+    wrong = evaluate(Lookup(dataset, turned), dataset, protocol=protocol, quiet=True)
+    assert wrong.class_iou != plain.class_iou
+
+
+@pytest.mark.parametrize(
+    ("classes", "alone"),
+    [
+        (("hair", "skin"), "only the data set: bag"),
+        (("hair", "skin", "bag", "hat"), "only the segmenter: hat."),
+        (("hair", "skin", "purse"), "only the segmenter: purse; only the data set: bag"),
+        (("hair", "hair", "bag"), "only the data set: skin"),
+    ],
+)
+def test_other_classes_are_refused_with_both_lists(classes, alone, tmp_path):
+    masks, answers = random_parts(0, n_classes=3)
+    dataset = make_dataset(tmp_path, masks, classes=("hair", "skin", "bag"))
+    with pytest.raises(InputError) as caught:
+        evaluate(Named(dataset, answers, classes), dataset, protocol="tritrong2021", quiet=True)
+    for text in (f"({', '.join(classes)})", "(hair, skin, bag)", alone, "--group FILE"):
+        assert text in str(caught.value)
+
+
+def test_the_foreground_is_measured_whatever_the_classes_are_called(tmp_path):
+    masks, answers = random_parts(0, n_classes=3)
+    dataset = make_dataset(tmp_path, masks, classes=("hair", "skin", "bag"))
+    strange = Named(dataset, answers, ("x", "y", "z"))
+    plain = evaluate(Lookup(dataset, answers), dataset, quiet=True)
+    assert evaluate(strange, dataset, quiet=True) == plain
+    assert list(plain.class_iou) == ["foreground"]
+
+
+def test_photos_are_measured_together_only_as_far_as_memory_allows(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path, [blob(i) for i in range(9)])
+    sizes = []
+
+    class Counted(Bright):
+        def scores_batch(self, images):
+            sizes.append(len(images))
+            return [self.scores(image) for image in images]
+
+    monkeypatch.setattr("latentseg.evaluation.protocols.BATCH_PX", 4 * 16 * 16)
+    few = evaluate(Counted(), dataset, quiet=True)
+    assert sizes == [4, 4, 1]
+    monkeypatch.setattr("latentseg.evaluation.protocols.BATCH_PX", 1)
+    assert evaluate(Counted(), dataset, quiet=True) == few
+
+
 def test_melas2021_counts_every_class_as_foreground(tmp_path):
     mask = ids([[0, 1, 2, IGNORE]])
     dataset = make_dataset(tmp_path, [mask], classes=("a", "b"))

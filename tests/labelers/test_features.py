@@ -4,8 +4,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentseg.errors import InputError
-from latentseg.generators.protocols import GeneratorInfo, Latents
-from latentseg.labelers.features import Hypercolumns, Resize, Scale, Strip, row_blocks
+from latentseg.generators.protocols import GeneratorInfo, Latents, Strip
+from latentseg.labelers.features import Hypercolumns, Resize, Scale, row_blocks
+from tests.generators.test_feature_strips import LARGE, drawn_by, most_held
+from tests.generators.tiny_stylegan2 import TINY, tiny
 from tests.parts_world import PartsWorld
 from tests.world import World, seeds
 
@@ -85,8 +87,9 @@ def test_project_when_streamed_then_it_equals_the_concatenation(generator, resiz
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-def test_rows_when_in_blocks_then_each_equals_the_concatenation_with_its_halo(resize):
-    columns = Hypercolumns(Maps(), resize=resize, memory=90_000)
+@pytest.mark.parametrize("generator", [Maps(), StrippedMaps()])
+def test_rows_when_in_blocks_then_each_equals_the_concatenation_with_its_halo(generator, resize):
+    columns = Hypercolumns(generator, resize=resize, memory=90_000)
     expected, ends = whole(columns), []
     for first, end, block in columns.rows(LATENTS, halo=2):
         assert (block - expected[:, :, max(first - 2, 0) : end + 2]).abs().max() < 1e-12
@@ -96,8 +99,9 @@ def test_rows_when_in_blocks_then_each_equals_the_concatenation_with_its_halo(re
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-def test_pixels_when_sampled_then_they_equal_indexing(resize):
-    columns = Hypercolumns(Maps(), resize=resize)
+@pytest.mark.parametrize("generator", [Maps(), StrippedMaps()])
+def test_pixels_when_sampled_then_they_equal_indexing(generator, resize):
+    columns = Hypercolumns(generator, resize=resize)
     rng = torch.Generator().manual_seed(0)
     y, x = torch.randint(16, (2, 9), generator=rng), torch.randint(24, (2, 9), generator=rng)
     expected = torch.stack([whole(columns)[i][:, y[i], x[i]].T for i in range(2)])
@@ -184,6 +188,46 @@ def test_project_when_strips_are_forgotten_then_no_tensor_is_near_the_concatenat
     torch.testing.assert_close(found, torch.full_like(found, 0.5e-3 * n_channels))
     concatenation = 4 * n_channels * 256 * 256
     assert found.nbytes <= largest.n_bytes < concatenation / 100
+
+
+@pytest.mark.parametrize("memory", [0, 100_000, 2**30])
+@pytest.mark.parametrize("name", TINY)
+def test_project_when_a_stylegan2_draws_in_strips_then_it_equals_the_concatenation(name, memory):
+    generator = TINY[name]()
+    height, width = generator.info.size
+    columns = Hypercolumns(generator, size=(height // 2, width // 2), memory=memory)
+    latents = generator.sample(seeds(2))
+    weight, bias = projection(columns.n_channels, torch.float32)
+    expected = torch.einsum("oc,bchw->bohw", weight, whole(columns, latents)) + bias[:, None, None]
+    found = columns.project(latents, weight, bias)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [250_000, 500_000, 1_000_000])
+def test_project_when_a_stylegan2_draws_in_strips_then_memory_is_kept(memory):
+    generator = drawn_by(tiny(**LARGE))
+    columns = Hypercolumns(generator, size=(64, 64), memory=memory)
+    latents = generator.sample(seeds(1))
+    weight, bias = projection(columns.n_channels, torch.float32)
+    result = 4 * 7 * 64 * 64
+    held = most_held(generator, lambda: columns.project(latents, weight, bias))
+    assert result < held <= result + memory
+    assert 4 * most_held(generator, lambda: columns.generator.features(latents)) > 9 * memory
+
+
+def test_maps_when_drawn_in_strips_then_the_larger_ones_are_not_held():
+    generator = drawn_by(tiny(**LARGE))
+    columns = Hypercolumns(generator, size=(32, 32), memory=400_000)
+    latents = generator.sample(seeds(1))
+    maps = columns.maps(latents)
+    assert [each.shape[2] for each in maps] == [4, 8, 8, 16, 16, *(32,) * 6]
+    expected = generator.features(latents)
+    torch.testing.assert_close(
+        torch.cat(maps[-6:], dim=1), whole(columns, latents)[:, -sum(columns.channels[-6:]) :]
+    )
+    results = sum(each.nbytes for each in maps)
+    held = most_held(generator, lambda: columns.maps(latents))
+    assert held <= results + columns.memory < sum(each.nbytes for each in expected)
 
 
 def test_hypercolumns_when_the_generator_has_no_features_then_it_is_refused_before_any_work():

@@ -125,7 +125,7 @@ def test_label_when_the_batch_is_split_then_masks_and_verdicts_agree():
 def test_soft_labels_when_asked_then_they_are_probabilities_with_the_masks_as_maxima():
     labeler = fitted()
     latents = labeler.generator.sample(seeds(3))
-    soft = labeler.soft_labels(latents)
+    soft = labeler.label_softly(latents)[1]
     assert soft.shape == (3, 4, 32, 32)
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(3, 32, 32))
     assert torch.equal(soft.argmax(dim=1).to(torch.uint8), labeler.label(latents).masks)
@@ -134,7 +134,7 @@ def test_soft_labels_when_asked_then_they_are_probabilities_with_the_masks_as_ma
 def test_soft_labels_when_columns_are_of_another_size_then_they_are_at_that_of_the_images():
     config = replace(QUICK, size=(16, 16))
     labeler = fit_few_shot(FewShotWorld(), painting(), config=config, quiet=True)
-    soft = labeler.soft_labels(labeler.generator.sample(seeds(2)))
+    soft = labeler.label_softly(labeler.generator.sample(seeds(2)))[1]
     assert soft.shape == (2, 4, 32, 32)
     assert score(labeler) > 0.7
 

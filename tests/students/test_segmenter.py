@@ -9,16 +9,23 @@ from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import write_manifest
 from latentseg.images import to_tensor, write_image
 from latentseg.students import segmenter as module
+from latentseg.students import tiling
 from latentseg.students.networks import build_network
 from latentseg.students.segmenter import Segmenter, ensemble, list_segmenters
+from tests.students.test_tiling import plain_blend
 
 
-def make_segmenter(seed=0, classes=("disc",), **options):
+def make_segmenter(seed=0, classes=("disc",), logits_up_to=None, **options):
+    """With random weights; logits in the hundreds, unless their largest is given."""
     torch.manual_seed(seed)
     network = build_network("unet", len(classes) + 1, width=0.125)
     for parameter in network.parameters():  # answers that differ from pixel to pixel
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
+    if logits_up_to is not None:
+        largest = network.eval()(to_tensor(make_image())[None]).abs().max()
+        for parameter in network.get_submodule("exit").parameters():
+            parameter.data *= logits_up_to / largest
     return Segmenter([network], classes=classes, input_size=(16, 16), width=0.125, **options)
 
 
@@ -132,6 +139,98 @@ def test_prediction_gives_mask_overlay_and_cut_out(tmp_path):
     assert np.array_equal(np.array(Image.open(tmp_path / "mask.png")), prediction.mask)
     assert prediction.overlay().shape == (20, 30, 3)
     assert np.array_equal(prediction.cut_out()[..., 3] > 0, prediction.mask > 0)
+
+
+class Brightness(torch.nn.Module):
+    """Foreground where a pixel is brighter than grey; counts the pictures of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(8.0))
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(tuple(x.shape))
+        foreground = self.weight * x.mean(1)
+        return torch.stack([-foreground, foreground], 1)
+
+
+def make_brightness_segmenter():
+    network = Brightness()
+    return Segmenter([network], classes=("light",), input_size=(16, 16)), network
+
+
+def test_photos_that_are_seen_equally_large_go_through_the_network_together():
+    segmenter, network = make_brightness_segmenter()
+    images = [make_image(20, 30), make_image(32, 48), make_image(30, 20), make_image(160, 240)]
+    scores = segmenter.scores_batch(images)
+    assert network.calls == [(3, 3, 16, 24), (1, 3, 24, 16)]
+    assert [one.shape for one in scores] == [(2, *image.shape[:2]) for image in images]
+
+
+def test_batches_are_small_where_pictures_are_large(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BATCH_PIXELS", 16 * 16 * 5 + 1)
+    segmenter, network = make_brightness_segmenter()
+    segmenter.scores_batch([make_image(16, 16, i) for i in range(12)])
+    assert [shape[0] for shape in network.calls] == [5, 5, 2]
+    segmenter.scores_batch([make_image(16, 200)] * 2)
+    assert [shape[0] for shape in network.calls[3:]] == [1, 1]
+
+
+def test_scores_of_large_photos_never_lie_in_memory_as_a_whole(monkeypatch):
+    monkeypatch.setattr(tiling, "STRIP_VALUES", 2 * 300 * 10)
+    segmenter = make_segmenter()
+    image = make_image(200, 300)
+    ((index, strips),) = segmenter.strips([segmenter.view(image)])
+    strips = list(strips)
+    assert index == 0
+    assert max(strip.shape[1] for strip in strips) == 10
+    whole = segmenter.scores(image)
+    assert np.array_equal(torch.cat(strips, 1).numpy(), whole)
+    mask = torch.cat([segmenter.decide(strip) for strip in strips])
+    assert np.array_equal(mask.numpy(), segmenter.predict(image).mask)
+
+
+def test_tiles_find_what_is_lost_when_a_photo_is_seen_whole():
+    image = np.zeros((320, 320, 3), np.uint8)
+    image[100:110, 200:210] = 255
+    segmenter, network = make_brightness_segmenter()
+    assert segmenter.predict(image).mask.sum() == 0
+    found = segmenter.predict(image, tile=32).mask
+    assert 60 <= found.sum() <= 160
+    assert found[96:114, 196:214].sum() == found.sum()
+    assert {shape[-2:] for shape in network.calls[1:]} == {(16, 16)}
+
+
+def test_tiled_scores_are_those_of_windows_blended_and_scaled_up():
+    segmenter = make_segmenter(classes=("a", "b"), logits_up_to=8)
+    image = make_image(50, 76)
+    picture = module.resize(image, (round(50 * 16 / 20), round(76 * 16 / 20)))
+
+    def answer(window):
+        return segmenter.logits(to_tensor(window)[None], flip=True)[0]
+
+    blended = torch.from_numpy(plain_blend(picture, answer, 16, 0.25))
+    expected = torch.nn.functional.interpolate(blended[None], size=(50, 76), mode="bilinear")[0]
+    scores = segmenter.scores(image, flip=True, tile=20, tile_overlap=0.25)
+    np.testing.assert_allclose(scores, expected.softmax(0), atol=1e-5)
+    assert np.abs(scores - segmenter.scores(image, flip=True)).max() > 0.01
+
+
+def test_a_flat_segmenter_answers_alike_with_and_without_tiles():
+    segmenter, network = make_brightness_segmenter()
+    network.weight.zero_()
+    image = make_image(100, 150)
+    np.testing.assert_allclose(segmenter.scores(image, tile=32), segmenter.scores(image), atol=1e-7)
+
+
+def test_photos_that_fit_into_a_tile_are_seen_whole():
+    segmenter = make_segmenter()
+    image = make_image(30, 90)
+    assert np.array_equal(segmenter.scores(image, tile=30), segmenter.scores(image))
+    assert not np.array_equal(segmenter.scores(image, tile=29), segmenter.scores(image))
+    with pytest.raises(InputError, match="at least 16"):
+        segmenter.predict(image, tile=15)
 
 
 CARD = {

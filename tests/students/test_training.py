@@ -7,21 +7,29 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from latentseg.errors import DivergedError, InputError
-from latentseg.files import read_safetensors, verify_manifest
+from latentseg.files import read_json, read_safetensors, verify_manifest, write_json
+from latentseg.images import to_pixels
 from latentseg.students.networks import build_network
 from latentseg.students.training import (
+    PARTS_PRESETS,
     PRESETS,
     TrainConfig,
     foreground_iou,
+    mean_iou,
     segmentation_loss,
     train,
 )
-from latentseg.synthesis.pairs import Batch
+from latentseg.synthesis.pairs import Batch, FolderPairs
+from latentseg.synthesis.writers import synthesize
+from tests.parts_world import matched_iou
 from tests.students.toy import QUICK, Discs, iou_of
+from tests.synthesis.test_stream import Knowing
 
 TINY = TrainConfig(steps=12, decay_at=8, augment="photo", **QUICK)
 SMALL = Discs(size=(16, 16))
@@ -40,6 +48,13 @@ def test_paper_preset_is_the_papers():
     assert (paper.network, paper.width, paper.augment) == ("unet", 1.0, "none")
     assert (paper.steps, paper.batch, paper.lr) == (12_000, 95, 1e-3)
     assert (paper.decay_at, paper.decay) == (8_000, 0.2)
+
+
+def test_parts_paper_preset_is_the_papers():
+    paper = PARTS_PRESETS["paper"]
+    assert (paper.network, paper.width, paper.augment) == ("unet", 1.0, "parts")
+    assert (paper.batch, paper.lr, paper.weight_decay, paper.clip) == (32, 1e-3, 1e-3, 0.1)
+    assert paper.steps * paper.batch == pytest.approx(1000 * 5000, rel=0.01)
 
 
 def test_eight_images_are_learned_by_heart(tmp_path):
@@ -312,3 +327,128 @@ def test_dropout_is_reproducible(tmp_path, monkeypatch):
         record.run(quiet=True)
     states = [(tmp_path / name / "checkpoints/step-0000012/state.safetensors") for name in "ab"]
     assert states[0].read_bytes() == states[1].read_bytes()
+
+
+class SoftDiscs(Discs):
+    """Discs with blurred masks, as probabilities."""
+
+    def batch(self, step, size):
+        batch = super().batch(step, size)
+        likely = functional.avg_pool2d(batch.masks[:, None].float(), 5, 1, 2)
+        return Batch(batch.images, torch.cat([1 - likely, likely], dim=1))
+
+
+@pytest.mark.parametrize("augmentation", ["parts", "parts-photo"])
+def test_killed_training_on_probabilities_continues_bit_for_bit(tmp_path, augmentation):
+    config = replace(TINY, augment=augmentation, weight_decay=1e-3, clip=0.1)
+    size = (24, 16)
+    train(SoftDiscs(size), out=tmp_path / "whole", config=config, quiet=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(SoftDiscs(size, stop_at=7), out=tmp_path / "cut", config=config, quiet=True)
+    train(SoftDiscs(size), out=tmp_path / "cut", config=config, quiet=True)
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    without_rate = [
+        [{**line, "images_per_s": 0} for line in metrics_of(tmp_path / name)]
+        for name in ("cut", "whole")
+    ]
+    assert without_rate[0] == without_rate[1]
+
+
+def test_loss_of_probabilities_is_their_cross_entropy():
+    logits = torch.randn(2, 4, 3, 5)
+    soft = torch.randn(2, 4, 3, 5).softmax(1)
+    weights = torch.rand(2, 3, 5)
+    losses = -(soft * (logits.exp() / logits.exp().sum(1, keepdim=True)).log()).sum(1)
+    torch.testing.assert_close(segmentation_loss(logits, soft), losses.mean())
+    expected = (losses * weights).sum() / weights.sum()
+    torch.testing.assert_close(segmentation_loss(logits, soft, weights), expected)
+
+
+def test_mean_iou_of_a_batch_is_that_of_the_classes_that_occur():
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 8, 8, generator=rng)
+    logits[:, 4] = -9  # never predicted, and below never there
+    masks = torch.randint(0, 4, (3, 8, 8), dtype=torch.uint8, generator=rng)
+    masks[:, 0] = 255
+    weights = torch.rand(3, 8, 8, generator=rng).round()
+    valid = (masks != 255) & (weights > 0)
+    pairs = [((logits.argmax(1) == i) & valid, (masks == i) & valid) for i in range(4)]
+    expected = sum(float((a & b).sum() / (a | b).sum()) for a, b in pairs) / 4
+    assert mean_iou(logits, masks, weights) == pytest.approx(expected)
+    soft = functional.one_hot((masks * valid).long(), 5).movedim(-1, 1).float()
+    assert mean_iou(logits, soft, weights * valid) == pytest.approx(expected)
+    assert mean_iou(logits, masks, torch.zeros_like(weights)) == 1
+
+
+def test_pixels_without_weight_do_not_count_in_the_iou():
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 1, 0, :2] = 5
+    masks = torch.tensor([[[1, 0, 1, 0]]], dtype=torch.uint8)
+    weights = torch.tensor([[[1.0, 0.5, 0.0, 0.0]]])
+    assert foreground_iou(logits, masks, weights) == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-4])
+def test_clip_limits_every_value_of_the_gradient(tmp_path, monkeypatch, clip):
+    largest, take = [], torch.optim.Adam.step
+
+    def spy(self, *arguments):
+        values = [p.grad.abs().max() for group in self.param_groups for p in group["params"]]
+        largest.append(float(torch.stack(values).max()))
+        return take(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    train(SMALL, out=tmp_path, config=replace(TINY, steps=2, clip=clip), quiet=True)
+    assert len(largest) == 2
+    assert all((value == pytest.approx(1e-4)) == (clip is not None) for value in largest)
+
+
+def test_weight_decay_pulls_weights_to_zero(tmp_path):
+    def size_of(decay):
+        config = replace(TINY, weight_decay=decay)
+        trained = train(SMALL, out=tmp_path / str(decay), config=config, quiet=True)
+        return sum(float(p.square().sum()) for p in trained.members.parameters())
+
+    assert size_of(10.0) < size_of(None)
+
+
+def test_work_begun_before_weight_decay_and_clip_were_known_continues(tmp_path):
+    with pytest.raises(RuntimeError, match="killed"):
+        train(Discs((16, 16), stop_at=7), out=tmp_path, config=TINY, quiet=True)
+    record = read_json(tmp_path / "config.json")
+    write_json(
+        tmp_path / "config.json",
+        {name: record[name] for name in record if name not in ("weight_decay", "clip")},
+    )
+    train(SMALL, out=tmp_path, config=TINY, quiet=True)
+    assert metrics_of(tmp_path)[-1]["step"] == 12
+
+
+def test_student_of_a_soft_folder_finds_parts_in_photos_of_another_size(tmp_path):
+    labeler = Knowing((24, 16))
+    folder = synthesize(
+        labeler.generator, labeler, count=128, out=tmp_path / "data", soft=True, quiet=True
+    )
+    config = TrainConfig(steps=100, decay_at=75, lr=5e-3, **{**QUICK, "batch": 16})
+    pairs = FolderPairs(folder)
+    assert pairs.batch(0, 2).masks.shape == (2, 4, 24, 16)
+    segmenter = train(folder, out=tmp_path / "run", config=config, quiet=True)
+    larger = Knowing((48, 32)).generator
+    latents = larger.sample(torch.arange(1000, 1024))
+    found = [one.mask for one in segmenter.predict(list(to_pixels(larger(latents))))]
+    assert found[0].shape == (48, 32)
+    assert matched_iou(np.stack(found), larger.masks(latents).numpy(), 4) > 0.6
+    last = metrics_of(tmp_path / "run")[-1]
+    assert 0 < last["mean_iou"] < last["iou"] < 1
+
+
+def test_student_of_96_x_64_sees_a_photo_of_192_x_128_at_its_own_size(tmp_path):
+    config = replace(TINY, steps=1, batch=2, augment="parts")
+    segmenter = train(SoftDiscs((96, 64)), out=tmp_path, config=config, quiet=True)
+    seen = []
+    segmenter.members[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape))
+    prediction = segmenter.predict(np.zeros((192, 128, 3), np.uint8))
+    assert segmenter.input_size == (96, 64)
+    assert seen == [(1, 3, 96, 64)]
+    assert prediction.mask.shape == (192, 128)
+    assert prediction.scores.shape == (2, 192, 128)

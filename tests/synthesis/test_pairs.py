@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from latentseg.errors import InputError
+from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import write_json, write_manifest
 from latentseg.images import cover, to_pixels, write_image
 from latentseg.synthesis import pairs
-from latentseg.synthesis.pairs import Batch, DatasetFolder, FolderPairs
+from latentseg.synthesis.pairs import Batch, DatasetFolder, FolderPairs, from_levels, to_levels
 
 
 class Numbered:
@@ -149,6 +149,77 @@ def test_dataset_folder_when_a_mask_is_missing_then_it_is_named(tmp_path: Path):
     write_manifest(folder)
     with pytest.raises(InputError, match=r"masks/1\.png"):
         DatasetFolder(folder)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 7, 40])
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 30.0])
+def test_levels_when_read_back_then_probabilities_are_near_and_sum_to_1(n_classes, sharpness):
+    logits = sharpness * torch.randn(2, n_classes, 9, 5, generator=torch.manual_seed(0))
+    probabilities = logits.softmax(1)
+    levels = to_levels(probabilities)
+    assert levels.dtype == torch.uint8
+    assert levels.shape == (2, n_classes - 1, 9, 5)
+    assert int(levels.long().sum(1).max()) <= 255
+    again = from_levels(levels)
+    assert (again - probabilities).abs().max() < 1 / 255 + 1e-6
+    torch.testing.assert_close(again.sum(1), torch.ones(2, 9, 5))
+    assert torch.equal(to_levels(again), levels)
+
+
+SOFT = np.array([[[200, 10], [0, 85]], [[55, 20], [0, 85]]], np.uint8)  # of two classes, 2 x 2
+
+
+def soft_folder(folder: Path, levels: np.ndarray = SOFT) -> Path:
+    for i in range(3):
+        write_image(folder / "images" / f"{i}.png", np.full((2, 2, 3), i, np.uint8))
+        write_image(folder / "masks" / f"{i}.png", np.eye(2, dtype=np.uint8))
+        write_image(folder / "soft" / f"{i}.png", np.concatenate(levels))
+    write_json(folder / "dataset.json", {"classes": ["cat", "dog"], "soft": True})
+    write_manifest(folder)
+    return folder
+
+
+def test_soft_folder_when_read_then_batches_hold_probabilities_unless_masks_are_wanted(tmp_path):
+    soft = FolderPairs(soft_folder(tmp_path)).batch(0, 3).masks
+    expected = torch.tensor(np.concatenate([255 - SOFT.sum(0, keepdims=True), SOFT])) / 255
+    torch.testing.assert_close(soft, expected[None].float().expand(3, -1, -1, -1))
+    hard = FolderPairs(tmp_path, soft=False).batch(0, 3).masks
+    assert torch.equal(hard, torch.eye(2, dtype=torch.uint8).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 2), (5, 9)])
+def test_soft_folder_when_scaled_then_probabilities_still_sum_to_1(tmp_path: Path, size):
+    batch = FolderPairs(soft_folder(tmp_path), size=size).batch(0, 3)
+    assert batch.masks.shape == (3, 3, *size)
+    torch.testing.assert_close(batch.masks.sum(1), torch.ones(3, *size))
+
+
+@pytest.mark.parametrize(("soft", "bytes_per_pixel"), [(True, 5), (False, 4)])
+def test_soft_folder_when_cached_then_its_planes_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soft: bool, bytes_per_pixel: int
+):
+    soft_folder(tmp_path)
+    for limit, n_cached in ((3 * 4 * bytes_per_pixel, 3), (3 * 4 * bytes_per_pixel - 1, 0)):
+        monkeypatch.setattr(pairs, "MAX_CACHE_BYTES", limit)
+        source = FolderPairs(tmp_path, soft=soft)
+        source.batch(0, 3)
+        assert len(source.cache) == n_cached
+
+
+def test_soft_folder_when_a_file_is_missing_then_it_is_named(tmp_path: Path):
+    (soft_folder(tmp_path) / "soft" / "1.png").unlink()
+    write_manifest(tmp_path)
+    with pytest.raises(InputError, match=r"soft/1\.png"):
+        FolderPairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "levels", [np.full((2, 2, 2), 128, np.uint8), np.zeros((3, 1, 2), np.uint8)]
+)
+def test_soft_folder_when_a_file_holds_no_probabilities_then_it_is_named(tmp_path: Path, levels):
+    soft_folder(tmp_path, levels)
+    with pytest.raises(CorruptFileError, match=r"\.png: does not hold the probabilities of 2"):
+        FolderPairs(tmp_path, size=(2, 2)).batch(0, 1)
 
 
 def test_batch_when_moved_then_weights_go_along():

@@ -1,20 +1,49 @@
 """The stream: sample i depends only on (seed, i), and every sample has passed the filters."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from latentseg.errors import InputError
+from latentseg.generators.protocols import Latents
 from latentseg.images import to_pixels
 from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.protocols import Labelled, SoftLabeler
 from latentseg.labelers.refinement import RefinementConfig
+from latentseg.synthesis.pairs import from_levels
 from latentseg.synthesis.stream import Block, Stream
+from tests.parts_world import PARTS, PartsWorld
 from tests.world import World, fitted
 
 # Most of the world's masks are smaller, so that many candidates are refused.
 CHOOSY = RefinementConfig(min_area=0.25)
+
+
+class Knowing:
+    """Labels the parts world by its exact masks, blurred; refuses samples with a large head."""
+
+    classes, filters, info = PARTS, ("head",), {"method": "knowing"}
+
+    def __init__(self, size: tuple[int, int] = (24, 16)) -> None:
+        self.generator: Any = PartsWorld(size)
+
+    def label(self, latents: Latents) -> Labelled:
+        return self.label_softly(latents)[0]
+
+    def label_softly(self, latents: Latents) -> tuple[Labelled, Tensor]:
+        parts = functional.one_hot(self.generator.masks(latents).long(), 4).movedim(3, 1).float()
+        soft = functional.avg_pool2d(parts, 3, stride=1, padding=1, count_include_pad=False)
+        masks = soft.argmax(1).to(torch.uint8)
+        refused = ((masks == 2).float().mean(dim=(1, 2)) > 0.05).long()
+        sure = soft.amax(1).mean(dim=(1, 2))
+        return Labelled(self.generator(latents), masks, sure, refused), soft
+
+    def save(self, folder) -> None: ...
 
 
 def stream(*, choosy: bool = False, n_classes: int = 0, **options) -> Stream:
@@ -115,3 +144,40 @@ def test_stream_when_the_labeler_belongs_to_another_generator_then_it_is_refused
 def test_stream_when_asked_then_it_names_classes_and_size():
     assert stream().classes == ("foreground",)
     assert stream().size == (32, 32)
+
+
+def test_soft_stream_when_compared_with_the_hard_one_then_only_probabilities_are_added():
+    labeler = Knowing()
+    hard = Stream(labeler.generator, labeler, block=12).block(1)
+    soft = Stream(labeler.generator, labeler, block=12, soft=True).block(1)
+    for field in ("images", "masks", "confidence", "labels", "seeds", "attempts", "removed"):
+        np.testing.assert_array_equal(getattr(soft, field), getattr(hard, field))
+    assert hard.soft is None
+    assert soft.attempts.max() > 1
+
+
+def test_soft_block_when_read_then_the_levels_are_those_of_the_samples_that_were_kept():
+    labeler = Knowing()
+    block = Stream(labeler.generator, labeler, block=12, soft=True).block(0)
+    assert block.soft is not None
+    assert block.soft.shape == (12, 3, 24, 16)
+    exact = labeler.label_softly(labeler.generator.sample(torch.from_numpy(block.seeds)))[1]
+    assert (from_levels(torch.from_numpy(block.soft)) - exact).abs().max() < 1 / 255
+
+
+def test_soft_batch_when_asked_for_then_it_holds_probabilities_and_each_image_is_drawn_once():
+    labeler = Knowing()
+    source = Stream(labeler.generator, labeler, block=8, soft=True)
+    batch = source.batch(1, 4)
+    assert batch.masks.shape == (4, 4, 24, 16)
+    assert batch.masks.dtype == torch.float32
+    torch.testing.assert_close(batch.masks.sum(1), torch.ones(4, 24, 16))
+    block = source.block(0)
+    np.testing.assert_array_equal(to_pixels(batch.images), block.images[4:])
+    assert labeler.generator.draws == 2 * block.attempts.sum()
+
+
+def test_soft_stream_when_the_labeler_only_has_masks_then_it_is_refused_before_any_work():
+    assert isinstance(Knowing(), SoftLabeler)
+    with pytest.raises(InputError, match="directions gives masks, but no probabilities"):
+        stream(soft=True)

@@ -13,11 +13,18 @@ from latentseg.synthesis import writers
 from latentseg.synthesis.pairs import DatasetFolder
 from latentseg.synthesis.stream import Stream
 from latentseg.synthesis.writers import synthesize
+from tests.synthesis.test_stream import Knowing
 from tests.world import World, fitted
 
 
 def write(out: Path, count: int = 10, **options) -> Path:
     return synthesize(World(), fitted(), count=count, out=out, block=4, quiet=True, **options)
+
+
+def write_soft(out: Path, count: int = 10, *, soft: bool = True) -> Path:
+    labeler = Knowing()
+    options = {"count": count, "out": out, "block": 4, "quiet": True, "soft": soft}
+    return synthesize(labeler.generator, labeler, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -148,3 +155,70 @@ def test_synthesize_when_the_disk_is_too_small_then_it_is_refused_before_any_wor
 def test_synthesize_when_an_option_is_impossible_then_it_is_refused(tmp_path: Path, options: dict):
     with pytest.raises(InputError, match=r"count|suffix"):
         write(tmp_path, **options)
+
+
+def test_soft_folder_when_read_back_then_levels_are_those_of_the_stream(tmp_path: Path):
+    folder = write_soft(tmp_path)
+    labeler = Knowing()
+    source = Stream(labeler.generator, labeler, block=4, soft=True)
+    drawn = [levels for k in range(3) if (levels := source.block(k).soft) is not None]
+    expected = np.concatenate(drawn)[:10]
+    dataset = DatasetFolder(folder, soft=True)
+    np.testing.assert_array_equal(np.stack([mask for _, _, mask in dataset]), expected)
+
+
+def test_soft_folder_when_compared_with_a_hard_one_then_images_and_masks_are_the_same(
+    tmp_path: Path,
+):
+    soft, hard = write_soft(tmp_path / "soft"), write_soft(tmp_path / "hard", soft=False)
+    for part in ("images", "masks"):
+        assert contents(soft / part) == contents(hard / part)
+    assert read_json(soft / "dataset.json") == read_json(hard / "dataset.json") | {"soft": True}
+    assert not DatasetFolder(hard, soft=True).is_soft
+    assert not (hard / "soft").exists()
+
+
+@pytest.mark.parametrize("survivors", [0, 5, 9])
+def test_soft_folder_when_killed_then_the_same_call_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survivors: int
+):
+    whole = contents(write_soft(tmp_path / "whole"))
+    encode, calls = writers.encode, []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) > 3 * survivors + 2:  # image and mask are encoded, the levels are not
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(writers, "encode", dying)
+    with pytest.raises(KeyboardInterrupt):
+        write_soft(tmp_path / "killed")
+    monkeypatch.undo()
+    assert contents(write_soft(tmp_path / "killed")) == whole
+
+
+def test_soft_folder_when_unfinished_files_are_damaged_then_they_are_made_again(tmp_path: Path):
+    whole = contents(write_soft(tmp_path / "whole"))
+    folder = write_soft(tmp_path / "damaged")
+    (folder / MANIFEST).unlink()
+    (folder / "soft" / "00000006.png").write_bytes(b"")
+    (folder / "soft" / "99999999.png").write_bytes(b"left over")
+    assert contents(write_soft(folder)) == whole
+
+
+def test_soft_folder_when_the_count_is_raised_then_it_equals_a_larger_dataset(tmp_path: Path):
+    write_soft(tmp_path / "grown", 5)
+    assert contents(write_soft(tmp_path / "grown")) == contents(write_soft(tmp_path / "whole"))
+
+
+def test_soft_folder_when_changed_then_it_is_refused_by_name(tmp_path: Path):
+    (write_soft(tmp_path) / "soft" / "00000003.png").write_bytes(b"other")
+    with pytest.raises(CorruptFileError, match=r"soft/00000003\.png \(changed\)"):
+        DatasetFolder(tmp_path)
+
+
+def test_soft_folder_when_continued_without_probabilities_then_the_field_is_named(tmp_path: Path):
+    write_soft(tmp_path)
+    with pytest.raises(InputError, match="soft: True there, None now"):
+        write_soft(tmp_path, soft=False)

@@ -15,10 +15,11 @@ import tyro
 
 from latentseg import __version__
 from latentseg.cli.common import COMMON, CommonFlags, tell, write_result
-from latentseg.cli.datasets import check, synth
+from latentseg.cli.datasets import check, convert_dataset, synth
 from latentseg.cli.generators import convert, generators, train_generator
 from latentseg.cli.job import run
 from latentseg.cli.labelers import fit, instances, paint
+from latentseg.cli.photos import invert
 from latentseg.cli.students import evaluate, predict, train
 from latentseg.errors import LatentsegError
 from latentseg.interrupts import Terminated
@@ -43,10 +44,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "paint": paint,
     "synth": synth,
     "instances": instances,
+    "invert": invert,
     "train": train,
     "eval": evaluate,
     "predict": predict,
     "check": check,
+    "convert-dataset": convert_dataset,
     "doctor": doctor,
 }
 

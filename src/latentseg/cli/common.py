@@ -2,6 +2,7 @@
 
 import json as json_module
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,6 +105,30 @@ def open_segmenter(model: str, common: Common) -> "Segmenter":
     from latentseg.students.segmenter import Segmenter
 
     return Segmenter.from_pretrained(model, device=common.device)
+
+
+def photos_and_out(paths: tuple[Path, ...], command: str) -> tuple[tuple[Path, ...], Path]:
+    """Photos, and the output folder that stands last.
+
+    Raises:
+        InputError: there is only one path.
+    """
+    if len(paths) < 2:
+        raise InputError(
+            f"{command} needs at least one photo (or folder) and, last, an output folder."
+        )
+    return paths[:-1], paths[-1]
+
+
+def refuse_left_out(problems: Sequence[str]) -> None:
+    """Ends a command that could not do all photos.
+
+    Raises:
+        InputError: there are some; they are listed.
+    """
+    if problems:
+        listed = "\n  ".join(problems)
+        raise InputError(f"{len(problems)} photos were left out:\n  {listed}")
 
 
 def console(common: Common) -> "Console":

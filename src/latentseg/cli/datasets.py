@@ -1,5 +1,6 @@
 """Commands about datasets: make one, check one."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,8 +27,13 @@ def synth(
     out: Out,
     *,
     count: int = 10_000,
-    format: Literal["folder"] = "folder",
+    format: Literal["folder", "shards", "coco", "yolo", "voc", "hf"] = "folder",
     suffix: Literal["png", "jpg"] = "png",
+    soft: bool = False,
+    shard_size: int | None = None,
+    workers: int | None = None,
+    stats: bool = False,
+    lossy: bool = False,
     agree: Path | None = None,
     vote: Path | None = None,
     min_agreement: float = 0.5,
@@ -42,18 +48,31 @@ def synth(
         labeler: Folder written by `latentseg fit`.
         out: Folder of the dataset.
         count: Pairs in all.
-        format: How it is laid out on disk.
+        format: How it is laid out on disk: folder (PNG), shards (WebDataset tars, for many workers
+            and machines), or that of another tool; see latentseg convert-dataset.
         suffix: png is lossless; jpg is smaller.
+        soft: Keep the class probabilities, too, of a labeler that has them (few-shot).
+        shard_size: shards: samples in each.
+        workers: shards: processes on this machine. Under torchrun or Slurm each task takes its own
+            shards. Any number of workers makes the same files.
+        stats: Show yield, areas and look-alikes; OUT.statistics.png is a picture of them.
+        lossy: yolo: accept polygons that lose more than 1 % of a mask.
         agree: Folder of another labeler, whose masks have to agree, or a sample is dropped.
         vote: Folder of another labeler, that votes on each pixel as well.
         min_agreement: Least IoU of the masks of two labelers that vote or have to agree.
         seed: Of everything random.
     """
-    del format  # one layout so far; the flag is part of the promise
     from latentseg.labelers import load_labeler
     from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
+    from latentseg.synthesis.formats import StreamedImages
+    from latentseg.synthesis.formats import convert_dataset as convert_all
+    from latentseg.synthesis.shards import rank_and_world, synthesize_shards
+    from latentseg.synthesis.statistics import statistics
+    from latentseg.synthesis.stream import Stream
     from latentseg.synthesis.writers import synthesize
 
+    if format != "shards" and (shard_size, workers) != (None, None):
+        raise InputError("--shard-size and --workers belong to --format shards.")
     opened = open_generator(generator, checkpoint, common)
     chosen = load_labeler(labeler, opened)
     limits = AgreementConfig(min_agreement=min_agreement)
@@ -61,11 +80,45 @@ def synth(
         chosen = AgreementLabeler(chosen, load_labeler(agree, opened), config=limits)
     if vote is not None:
         chosen = VotingLabeler(chosen, load_labeler(vote, opened), config=limits)
-    folder = synthesize(
-        opened, chosen, count=count, out=out, seed=seed, suffix=suffix, quiet=common.quiet
-    )
-    tell(common, str(folder))
-    write_result(common, read_json(folder / "dataset.json"))
+    if format == "folder":
+        synthesize(
+            opened,
+            chosen,
+            count=count,
+            out=out,
+            seed=seed,
+            suffix=suffix,
+            soft=soft,
+            quiet=common.quiet,
+        )
+    elif format == "shards":
+        rank, world = rank_and_world()
+        synthesize_shards(
+            opened,
+            chosen,
+            count=count,
+            out=out,
+            seed=seed,
+            suffix=suffix,
+            soft=soft,
+            shard_size=shard_size,
+            workers=workers or 1,
+            rank=rank,
+            world=world,
+            quiet=common.quiet,
+        )
+    else:
+        images = StreamedImages(Stream(opened, chosen, seed=seed), count)
+        convert_all(images, out, format=format, lossy=lossy, quiet=common.quiet)
+    tell(common, str(out))
+    if not (out / "dataset.json").is_file():
+        return  # other machines are still at their shards
+    result = read_json(out / "dataset.json")
+    if stats:
+        picture = out.with_name(f"{out.name}.statistics.png")
+        result["statistics"] = statistics(out, picture=picture)
+        tell(common, f"{json.dumps(result['statistics'], indent=2)}\nlook at: {picture}")
+    write_result(common, result)
 
 
 def check(
@@ -73,6 +126,7 @@ def check(
     *,
     classes: tuple[str, ...] | None = None,
     foreground: int | None = None,
+    group: tuple[str, ...] = (),
     common: CommonFlags = COMMON,
 ) -> None:
     """Every problem of a dataset at once, with file names; exit 1 if there is any.
@@ -81,13 +135,62 @@ def check(
         dataset: Photos with masks.
         classes: Names of the classes, if the masks do not say them.
         foreground: The value in the masks that is the foreground, if they do not say it.
+        group: Classes made of the labels: named groupings or JSON files, applied in turn.
     """
     from latentseg.evaluation.datasets import check_dataset, open_dataset
+    from latentseg.synthesis.shard_files import ShardFolder, is_sharded
 
-    problems = check_dataset(dataset, classes=classes, foreground=foreground)
+    problems = check_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
     write_result(common, {"dataset": str(dataset), "problems": problems})
     if problems:
         listed = "\n  ".join(problems)
         raise InputError(f"{dataset}: {len(problems)} problems:\n  {listed}")
-    opened = open_dataset(dataset, classes=classes, foreground=foreground)
+    if is_sharded(dataset):
+        opened = ShardFolder(dataset)
+    else:
+        opened = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
     tell(common, f"{dataset}: {len(opened)} pairs, classes {', '.join(opened.classes)}: sound")
+
+
+def convert_dataset(
+    source: Annotated[Positional[Path], arg(metavar="SOURCE")],
+    out: Out,
+    *,
+    format: Literal["coco", "yolo", "folder", "voc", "hf"],
+    lossy: bool = False,
+    instances: bool = False,
+    common: CommonFlags = COMMON,
+) -> None:
+    """Labelled photos in the format of another tool, and back; masks stay exact.
+
+    Args:
+        source: Dataset folder, COCO file or folder, YOLO, PASCAL VOC or Hugging Face folder, or a
+            published data set.
+        out: Folder of the result.
+        format: coco (run lengths), yolo (polygons), folder (PNG, our own), voc (PNG), or hf
+            (Hugging Face `datasets`).
+        lossy: yolo: accept polygons that lose more than 1 % of a mask, and ignored pixels.
+        instances: coco: one annotation for each connected component instead of each class.
+    """
+    from latentseg.evaluation.datasets import open_dataset
+    from latentseg.synthesis.formats import convert_dataset as convert_all
+    from latentseg.synthesis.formats import find_format
+    from latentseg.synthesis.shard_files import ShardFolder, is_sharded
+
+    facts = dataset = None
+    if is_sharded(source):
+        dataset, facts = ShardFolder(source), read_json(source / "dataset.json")
+    elif source.exists() and find_format(source) is None:
+        dataset = open_dataset(source)
+        facts = {"source": str(source), "licence": "That of the data set."}
+    folder = convert_all(
+        dataset or source,
+        out,
+        format=format,
+        facts=facts,
+        lossy=lossy,
+        instances=instances,
+        quiet=common.quiet,
+    )
+    tell(common, str(folder))
+    write_result(common, read_json(folder / "dataset.json"))

@@ -19,10 +19,13 @@ from latentseg.cli.common import (
 )
 from latentseg.cli.methods import (
     DIRECTIONS,
+    FEW_SHOT,
     STYLE_MIXING,
     OfDirections,
+    OfFewShot,
     OfStyleMixing,
     directions_config,
+    few_shot_config,
     refuse_flags_of_others,
     style_mixing_config,
 )
@@ -35,11 +38,12 @@ def run(
     generator: GeneratorName,
     out: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
-    method: Literal["directions", "style-mixing", "voting"] = "directions",
+    method: Literal["directions", "style-mixing", "few-shot", "voting"] = "directions",
     agree: Literal["directions", "style-mixing"] | None = None,
     min_agreement: float = 0.5,
     preset: Literal["quick", "standard", "paper"] = "standard",
     eval: tuple[Path, ...] = (),
+    group: tuple[str, ...] = (),
     photos: Path | None = None,
     rounds: int | None = None,
     ceiling: Path | None = None,
@@ -52,6 +56,7 @@ def run(
     seed: int = 0,
     directions: OfDirections = DIRECTIONS,
     style_mixing: OfStyleMixing = STYLE_MIXING,
+    few_shot: OfFewShot = FEW_SHOT,
     checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
 ) -> None:
@@ -60,11 +65,13 @@ def run(
     Args:
         generator: What to learn from.
         out: The run folder.
-        method: How masks are made; voting takes directions and style-mixing together.
+        method: How masks are made; voting takes directions and style-mixing together, few-shot
+            learns from painted images.
         agree: Another method, whose masks have to agree, or a sample is dropped.
         min_agreement: Least IoU of the masks of two methods that vote or have to agree.
         preset: quick for a first look, standard for quality, paper for the published settings.
         eval: Real photos with masks to measure on; may be given several.
+        group: Classes made of their labels: named groupings or JSON files, applied in turn.
         photos: Unlabelled photos of the same domain, for self-training.
         rounds: Rounds of self-training; by default those of the preset.
         ceiling: Real photos with masks: the same student learns from them, for comparison.
@@ -72,16 +79,16 @@ def run(
         network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
         width: Width of the U-Net, 1 in the paper.
         steps: Training steps of the student.
-        protocol: How results are measured: melas2021 or pooled.
+        protocol: How results are measured: melas2021, pooled or tritrong2021.
         keep_dataset: Keep the synthetic pairs in RUN/dataset.
         seed: Of everything random.
     """
-    from latentseg.run import PRESETS, VOTERS
+    from latentseg.run import PRESETS, VOTERS, few_shot_preset
     from latentseg.run import run as run_all
 
     used = VOTERS if method == "voting" else (method, agree)
-    refuse_flags_of_others(used, directions, style_mixing)
-    base = PRESETS[preset]
+    refuse_flags_of_others(used, directions, style_mixing, few_shot)
+    base = few_shot_preset(preset) if method == "few-shot" else PRESETS[preset]
     student = student_config(base.student, network=network, width=width, steps=steps)
     config = replace(
         base,
@@ -90,6 +97,7 @@ def run(
         min_agreement=min_agreement,
         directions=directions_config(base.directions, directions),
         style_mixing=style_mixing_config(base.style_mixing, style_mixing),
+        few_shot=few_shot_config(few_shot),
         ensemble=directions.mode == "ensemble",
         count=base.count if count is None else count or None,
         student=student,
@@ -101,7 +109,9 @@ def run(
         generator,
         out,
         config=config,
+        labels=few_shot.labels,
         eval_data=eval,
+        groupings=group,
         photos=photos,
         ceiling=ceiling,
         keep_dataset=keep_dataset,

@@ -6,22 +6,32 @@ from latentseg.cli.common import Common, console
 
 
 def print_results(common: Common, results: list[dict[str, Any]]) -> None:
-    """One table for each data set: the settings measured, then floors and ceiling."""
+    """Two tables for each data set and protocol: the numbers, and the IoU of each class."""
     from rich.table import Table
 
-    for dataset in dict.fromkeys(result["dataset"] for result in results):
-        same = [result for result in results if result["dataset"] == dataset]
-        last = same[-1]
-        floors = {f"floor: {name}": row for name, row in (last.get("floors") or {}).items()}
-        ceiling = last.get("ceiling")
-        rows = {row["setting"]: row for row in same} | floors
-        if ceiling:
-            rows["ceiling: the same student, true masks"] = ceiling
-        table = Table(title=f"{dataset}, {last['protocol']}, {last['n_images']} photos")
+    from latentseg.evaluation.comparison import group_results
+
+    for group in group_results(results):
+        measured = results[0]["n_images"]
+        table = Table(title=f"{group.dataset}, {group.protocol}, {measured} photos")
         table.add_column("", overflow="fold")
-        for column in ("acc", "IoU", "pooled IoU", "max F"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for setting, row in rows.items():
-            numbers = (row[name] for name in ("acc", "iou", "iou_pooled", "max_f"))
-            table.add_row(setting, *("-" if n is None else f"{n:.3f}" for n in numbers))
+        for heading in group.columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in group.rows:
+            table.add_row(
+                row.label, *(_shown(row.numbers.get(key)) for key in group.columns.values())
+            )
         console(common).print(table)
+        if group.classes:
+            rows = [row for row in group.rows if row.numbers.get("class_iou")]
+            table = Table(title="IoU of each class")
+            table.add_column("")
+            for row in rows:
+                table.add_column(row.label, justify="right", overflow="fold")
+            for name in group.classes:
+                table.add_row(name, *(_shown(row.numbers["class_iou"].get(name)) for row in rows))
+            console(common).print(table)
+
+
+def _shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}"

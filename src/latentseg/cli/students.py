@@ -12,11 +12,12 @@ from latentseg.cli.common import (
     Model,
     changed,
     open_segmenter,
+    photos_and_out,
+    refuse_left_out,
     tell,
     write_result,
 )
 from latentseg.cli.results import print_results
-from latentseg.errors import InputError
 from latentseg.files import read_json
 
 if TYPE_CHECKING:
@@ -33,7 +34,11 @@ def train(
     steps: int | None = None,
     batch: int | None = None,
     lr: float | None = None,
-    augment: Literal["none", "flip", "photo"] | None = None,
+    augment: Literal["none", "flip", "photo", "parts", "parts-photo"] | None = None,
+    weight_decay: float | None = None,
+    clip: float | None = None,
+    soft: bool = True,
+    group: tuple[str, ...] = (),
     size: tuple[int, int] | None = None,
     photos: Path | None = None,
     rounds: int = 3,
@@ -43,7 +48,7 @@ def train(
     """A student: a segmentation network trained on a dataset. The same command again resumes.
 
     Args:
-        dataset: Images with masks, synthetic or real.
+        dataset: Images with masks, synthetic or real: a folder, or shards.
         out: Folder of the training; RUN/model is the segmenter.
         preset: quick, standard or paper.
         network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
@@ -51,7 +56,12 @@ def train(
         steps: Training steps.
         batch: Pairs per step.
         lr: Learning rate of Adam.
-        augment: none (the paper), flip, or photo: what makes generated pictures look real.
+        augment: none (Melas-Kyriazi 2021), flip, photo: what makes generated pictures look real;
+            parts (Tritrong 2021): scaled, turned and moved; parts-photo: both.
+        weight_decay: Of Adam.
+        clip: Largest value of a gradient.
+        soft: Learn from class probabilities, where the dataset has them.
+        group: Classes made of the labels: named groupings or JSON files, applied in turn.
         size: Height and width of its input; by default those of the first image.
         photos: Unlabelled photos of the same domain, for self-training afterwards.
         rounds: Rounds of self-training.
@@ -61,14 +71,22 @@ def train(
     from latentseg.students.self_training import SelfTrainingConfig, self_train
     from latentseg.students.training import PRESETS
     from latentseg.students.training import train as train_student
-    from latentseg.synthesis.pairs import FolderPairs
+    from latentseg.synthesis.pairs import FolderPairs, has_soft_labels
+    from latentseg.synthesis.shard_files import is_sharded
+    from latentseg.synthesis.shard_pairs import ShardPairs
 
     base = PRESETS[preset]
     config = student_config(base, network=network, width=width, steps=steps)
-    config = changed(config, batch=batch, lr=lr, augment=augment)
+    config = changed(
+        config, batch=batch, lr=lr, augment=augment, weight_decay=weight_decay, clip=clip
+    )
     config = replace(config, seed=seed)
-    opened = open_dataset(dataset)
-    pairs = FolderPairs(opened, size=size, seed=seed)
+    if is_sharded(dataset):
+        pairs = ShardPairs(dataset, size=size, seed=seed, soft=soft)
+    else:
+        is_soft = soft and not group and has_soft_labels(dataset)
+        opened = dataset if is_soft else open_dataset(dataset, grouping=group)
+        pairs = FolderPairs(opened, size=size, seed=seed)
     card = {"description": f"Trained on {dataset.absolute().name}.", "licence": _licence(dataset)}
     first = out / "student" if photos else out
     segmenter = train_student(
@@ -96,6 +114,7 @@ def evaluate(
     protocol: str = "melas2021",
     classes: tuple[str, ...] | None = None,
     foreground: int | None = None,
+    group: tuple[str, ...] = (),
     limit: int | None = None,
     flip: bool = False,
     common: CommonFlags = COMMON,
@@ -104,10 +123,12 @@ def evaluate(
 
     Args:
         model: The segmenter.
-        dataset: Photos with masks: a dataset folder, or ECSSD, DUTS, DUT-OMRON, CUB, Flowers.
-        protocol: melas2021 or pooled; the convention is part of the result.
+        dataset: Photos with masks: a dataset folder, or ECSSD, DUTS, DUT-OMRON, CUB, Flowers,
+            CelebAMask-HQ, PASCAL-Part.
+        protocol: melas2021 or pooled, or tritrong2021 for parts; it is part of the result.
         classes: Names of the classes, if the masks do not say them.
         foreground: The value in the masks that is the foreground, if they do not say it.
+        group: Classes made of the labels: named groupings or JSON files, applied in turn.
         limit: At most so many photos, evenly spread.
         flip: Average the answer with that for the mirrored photo.
     """
@@ -115,7 +136,7 @@ def evaluate(
     from latentseg.evaluation.datasets import open_dataset
     from latentseg.evaluation.protocols import evaluate as measure
 
-    opened = open_dataset(dataset, classes=classes, foreground=foreground)
+    opened = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
     segmenter = open_segmenter(model, common)
     scorer = segmenter.mirrored() if flip else segmenter
     result = measure(scorer, opened, protocol=protocol, limit=limit, quiet=common.quiet)
@@ -130,34 +151,51 @@ def predict(
     model: Model,
     paths: Annotated[
         Positional[tuple[Path, ...]],
-        arg(metavar="PHOTO [PHOTO ...] OUT", help="Photos or folders of photos; last the output."),
+        arg(
+            metavar="PHOTO [PHOTO ...] OUT",
+            help="Photos, folders (with those inside), .txt lists of photos, - for a list on "
+            "stdin; last the output.",
+        ),
     ],
     *,
+    outputs: tuple[Literal["masks", "overlays", "cutouts", "scores", "coco"], ...] = (
+        *("masks", "overlays", "cutouts"),
+    ),
     flip: bool = False,
+    tile: int | None = None,
+    tile_overlap: float = 0.5,
     common: CommonFlags = COMMON,
 ) -> None:
-    """Masks of photos: writes NAME_mask.png, NAME_overlay.jpg and NAME_cutout.png.
+    """Masks of photos: NAME_mask.png, NAME_overlay.jpg, NAME_cutout.png and more.
 
     Args:
         model: The segmenter.
-        paths: Photos or folders, and last the output folder.
+        paths: Photos, and last the output folder.
+        outputs: What is written: masks, overlays, cutouts, scores (.npy of float32), coco
+            (annotations.json).
         flip: Average the answer with that for the mirrored photo.
+        tile: See photos whose shorter side is longer than this in windows of this many photo
+            pixels, for small objects in large photos. About an object with its surroundings; at
+            least the size that the student was trained at.
+        tile_overlap: Share of a window that its neighbour shows again, 0 to 0.9.
     """
-    if len(paths) < 2:
-        raise InputError(
-            "predict needs at least one photo (or folder) and, last, an output folder."
-        )
     from latentseg.students.prediction import predict_files
 
-    *photos, out = paths
-    written, problems = predict_files(
-        open_segmenter(model, common), photos, out, flip=flip, quiet=common.quiet
+    photos, out = photos_and_out(paths, "predict")
+    segmented, problems = predict_files(
+        open_segmenter(model, common),
+        photos,
+        out,
+        outputs=outputs,
+        flip=flip,
+        tile=tile,
+        tile_overlap=tile_overlap,
+        quiet=common.quiet,
     )
-    tell(common, f"{len(written)} photos segmented: {out}")
-    write_result(common, {"written": [str(path) for path in written], "problems": problems})
-    if problems:
-        listed = "\n  ".join(problems)
-        raise InputError(f"{len(problems)} photos were left out:\n  {listed}")
+    tell(common, f"{len(segmented)} photos segmented: {out}")
+    listed = {"segmented": [str(path) for path in segmented], "problems": problems}
+    write_result(common, listed)
+    refuse_left_out(problems)
 
 
 def student_config(

@@ -1,7 +1,7 @@
 """Floors: what can be had without looking at the photo, and a segmenter must surpass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
@@ -9,10 +9,18 @@ from numpy.typing import NDArray
 
 from latentseg.evaluation import metrics
 from latentseg.evaluation.datasets import RealDataset
-from latentseg.evaluation.protocols import Result, Rules, Scores, evaluate, find_rules, photos
+from latentseg.evaluation.protocols import (
+    Result,
+    Rules,
+    Scorer,
+    Scores,
+    evaluate,
+    find_rules,
+    photos,
+)
 from latentseg.images import IGNORE, Pixels, resize_mask
 
-SEARCH_PX = 48  # masks are reduced to this square for the search of the ellipse
+SEARCH_PX = 48  # masks are reduced to this square when a floor is searched
 COARSE_STEP = 0.08
 FINEST_STEP = 0.004
 CHUNK = 256  # ellipses compared at once
@@ -71,10 +79,31 @@ class Ellipse:
         return _both(self.mask(*image.shape[:2]).astype(np.float32))
 
 
+@dataclass(frozen=True)
+class SamePlaces:
+    """Gives each place the class that is most frequent there, in every photo.
+
+    Attributes:
+        shares: (K + 1, h, w) float32: how often each class is true at each place of a photo.
+    """
+
+    shares: Scores = field(repr=False)
+
+    def scores(self, image: Pixels) -> Scores:
+        """The shares, brought to the size of the photo: those of the place of each pixel."""
+        height, width = image.shape[:2]
+        y = np.arange(height) * self.shares.shape[1] // height
+        x = np.arange(width) * self.shares.shape[2] // width
+        return self.shares[:, y[:, None], x[None, :]]
+
+
 def floors(
     dataset: RealDataset, *, protocol: str = "melas2021", limit: int | None = None
 ) -> dict[str, Result]:
-    """Measures the three floors: "everything", the best fixed "ellipse", and the "centre" prior.
+    """Measures what a segmenter must surpass, without a look at the photos.
+
+    Of a foreground: "everything", the best fixed "ellipse", and the "centre" prior. Of several
+    classes: "background" everywhere, and at all "places" the class most frequent there.
 
     Args:
         dataset: The photos that a segmenter is measured on.
@@ -82,8 +111,19 @@ def floors(
         limit: As it was given to `evaluate`.
     """
     dataset = dataset.thinned(limit)
+    if len(dataset.classes) > 1 and not find_rules(protocol).is_binary:
+        scorers = _floors_of_classes(dataset)
+    else:
+        scorers = _floors_of_foreground(dataset, protocol)
+    return {
+        name: replace(evaluate(scorer, dataset, protocol=protocol, quiet=True), note=note)
+        for name, (scorer, note) in scorers.items()
+    }
+
+
+def _floors_of_foreground(dataset: RealDataset, protocol: str) -> dict[str, tuple[Scorer, str]]:
     ellipse = find_ellipse(dataset, protocol=protocol)
-    scorers = {
+    return {
         "everything": (Everything(), "Every pixel is called foreground."),
         "ellipse": (
             ellipse,
@@ -93,10 +133,28 @@ def floors(
         ),
         "centre": (CentrePrior(), "Brightest in the centre, as the prior of the directions."),
     }
+
+
+def _floors_of_classes(dataset: RealDataset) -> dict[str, tuple[Scorer, str]]:
+    nothing = np.zeros((len(dataset.classes) + 1, 1, 1), np.float32)
+    nothing[0] = 1
     return {
-        name: replace(evaluate(scorer, dataset, protocol=protocol, quiet=True), note=note)
-        for name, (scorer, note) in scorers.items()
+        "background": (SamePlaces(nothing), "Every pixel is called background."),
+        "places": (
+            find_places(dataset),
+            "Each place has one class in all photos: the most frequent by their true masks.",
+        ),
     }
+
+
+def find_places(dataset: RealDataset) -> SamePlaces:
+    """How often each class is true at each of 48 x 48 places, over all photos."""
+    counts = np.zeros((len(dataset.classes) + 1, SEARCH_PX, SEARCH_PX))
+    for _, _, truth in dataset:
+        reduced = resize_mask(truth, (SEARCH_PX, SEARCH_PX))
+        for number, of_class in enumerate(counts):
+            of_class += reduced == number
+    return SamePlaces((counts / np.maximum(counts.sum(axis=0), 1)).astype(np.float32))
 
 
 def find_ellipse(dataset: RealDataset, *, protocol: str = "melas2021") -> Ellipse:

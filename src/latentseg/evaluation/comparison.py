@@ -4,19 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latentseg.evaluation.papers import published_name
+from latentseg.evaluation.papers import published_name, published_parts
 from latentseg.evaluation.protocols import PROTOCOLS
 
 FLOOR_NAMES = {
     "everything": "everything is foreground",
     "centre": "centre prior",
     "ellipse": "best fixed ellipse",
+    "background": "everything is background",
+    "places": "most frequent class of each place",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the results, of the kind "floor", "ours" or "ceiling"."""
+    """A line of the results, of the kind "floor", "ours", "ceiling" or "paper"."""
 
     label: str
     kind: str
@@ -41,6 +43,19 @@ class Group:
         """The protocol's rules in a sentence."""
         return PROTOCOLS[self.protocol].summary if self.protocol in PROTOCOLS else ""
 
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Headings of the numbers to show of each row, and their keys."""
+        protocol = self.protocol if self.protocol in PROTOCOLS else "pooled"
+        return PROTOCOLS[protocol].columns
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes whose IoU is to be shown of each row; none if there is only one."""
+        ours = (row.numbers.get("class_iou") or {} for row in self.rows if row.kind == "ours")
+        names = list(next(ours, {}))
+        return names if len(names) > 1 else []
+
     def first(self, kind: str, label: str | None = None) -> Row | None:
         """The first row of a kind, and of a label if one is given, that has an IoU."""
         for row in self.rows:
@@ -50,7 +65,7 @@ class Group:
 
 
 def group_results(entries: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The entries of results.json by data set and protocol, with floors first and ceiling last."""
+    """The entries of results.json by data set and protocol; floors first, the papers last."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in entries:
         found.setdefault((entry["dataset"], entry["protocol"]), []).append(entry)
@@ -58,6 +73,7 @@ def group_results(entries: Sequence[Mapping[str, Any]]) -> list[Group]:
 
 
 def _rows(entries: Sequence[Mapping[str, Any]]) -> list[Row]:
+    first = entries[0]
     floors = {name: row for entry in entries for name, row in (entry.get("floors") or {}).items()}
     ceilings = [entry["ceiling"] for entry in entries if entry.get("ceiling")]
     return [
@@ -68,6 +84,11 @@ def _rows(entries: Sequence[Mapping[str, Any]]) -> list[Row]:
         ),
         *(Row(entry.get("setting") or "this segmenter", "ours", entry) for entry in entries),
         *(Row("the same student, trained on true masks", "ceiling", row) for row in ceilings[:1]),
+        *(
+            Row(paper.method, "paper", paper.numbers)
+            for paper in published_parts(first["dataset"], first.get("class_iou") or {})
+            if first["protocol"] == paper.protocol
+        ),
     ]
 
 

@@ -11,11 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentseg.errors import InputError, LatentsegError
-from latentseg.evaluation.layouts import Listing, Pair, below, find_layout
-from latentseg.evaluation.mask_values import Meaning, class_ids, guess_meaning, stated_meaning
-from latentseg.images import IGNORE, Pixels, read_image
+from latentseg.evaluation.groupings import Grouping, find_grouping
+from latentseg.evaluation.layouts import find_layout
+from latentseg.evaluation.listings import Listing, Pair, below, message_below
+from latentseg.evaluation.mask_values import (
+    Meaning,
+    class_ids,
+    guess_meaning,
+    regrouped,
+    stated_meaning,
+)
+from latentseg.images import IGNORE, Pixels
 
 READING_THREADS = min(8, os.cpu_count() or 1)
+
+Groups = str | Path | Grouping | Sequence[str | Path | Grouping]
 
 
 @dataclass(frozen=True)
@@ -30,21 +40,21 @@ class RealDataset:
         classes: Names of the classes, without the background.
         pairs: The files.
         crops: Whether the published protocols take the centre square of its photos.
-        read_truth: Mask file to class ids.
+        read: Image and mask of a pair.
     """
 
     name: str
     classes: tuple[str, ...]
     pairs: tuple[Pair, ...]
     crops: bool
-    read_truth: Callable[[Path], Pixels]
+    read: Callable[[Pair], tuple[Pixels, Pixels]]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[str, Pixels, Pixels]:
         pair = self.pairs[index]
-        return pair.name, read_image(pair.image), self.read_truth(pair.mask)
+        return pair.name, *self.read(pair)
 
     def __iter__(self) -> Iterator[tuple[str, Pixels, Pixels]]:
         """All photos in order, a few of them read ahead."""
@@ -67,12 +77,17 @@ class RealDataset:
 
 
 def open_dataset(
-    path: Path | str, *, classes: Sequence[str] | None = None, foreground: int | None = None
+    path: Path | str,
+    *,
+    classes: Sequence[str] | None = None,
+    foreground: int | None = None,
+    grouping: Groups = (),
 ) -> RealDataset:
     """Opens a folder of photos with masks, after reading every file of it once.
 
-    Dataset folders (images/, masks/, and dataset.json in the folder or the one above) and the
-    published layouts of ECSSD, DUTS, DUT-OMRON, CUB-200-2011 and Oxford Flowers are recognised.
+    Dataset folders (images/, masks/, and dataset.json in the folder or the one above), folders
+    with labels (images/, labels/, and labels.json likewise) and the published layouts of ECSSD,
+    DUTS, DUT-OMRON, CUB-200-2011, Oxford Flowers, CelebAMask-HQ and PASCAL-Part are recognised.
     Without dataset.json the masks speak for themselves: only {0, 255} means that 255 is the
     foreground; {0, 1, 255} that 255 is ignored.
 
@@ -80,11 +95,13 @@ def open_dataset(
         path: The folder.
         classes: Names of the classes 1..K, without the background; goes before dataset.json.
         foreground: The value in the mask files that is the only class; goes before dataset.json.
+        grouping: Classes to make of those classes: a name of `groupings.GROUPINGS`, or a JSON
+            file {"top": ["shirt", "coat"], "background": ["*"]}; or several, one after the other.
 
     Raises:
         InputError: the folder or any file in it is not as it should be; every problem is listed.
     """
-    dataset, problems = _inspect(Path(path), classes, foreground)
+    dataset, problems = _inspect(Path(path), classes, foreground, grouping)
     if problems or dataset is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         listed = "\n".join(f"  {problem}" for problem in problems)
@@ -96,7 +113,11 @@ def open_dataset(
 
 
 def check_dataset(
-    path: Path | str, *, classes: Sequence[str] | None = None, foreground: int | None = None
+    path: Path | str,
+    *,
+    classes: Sequence[str] | None = None,
+    foreground: int | None = None,
+    grouping: Groups = (),
 ) -> list[str]:
     """Every problem of a data set at once, each with its file name; empty if there is none.
 
@@ -107,17 +128,15 @@ def check_dataset(
     Raises:
         InputError: `path` is not a data set at all, or the options contradict each other.
     """
-    return _inspect(Path(path), classes, foreground)[1]
+    return _inspect(Path(path), classes, foreground, grouping)[1]
 
 
 def _inspect(
-    folder: Path, classes: Sequence[str] | None, foreground: int | None
+    folder: Path, classes: Sequence[str] | None, foreground: int | None, grouping: Groups
 ) -> tuple[RealDataset | None, list[str]]:
-    listing = find_layout(folder)
-    if listing.is_binary:
-        meaning = class_ids(classes or ("foreground",))
-    else:
-        meaning = stated_meaning(folder, classes, foreground)
+    names = [grouping] if isinstance(grouping, str | Path | Grouping) else grouping
+    listing = find_layout(folder, [find_grouping(name) for name in names])
+    meaning = _known_meaning(folder, listing, classes, foreground)
     with ThreadPoolExecutor(READING_THREADS) as pool:
         files = list(pool.map(lambda pair: _examine(folder, listing, pair), listing.pairs))
     problems = [*listing.problems, *(problem for file in files for problem in file.problems)]
@@ -134,17 +153,34 @@ def _inspect(
             '{"classes": ["A", "B"], "ignore": 255}.'
         )
         return None, problems
+    for one in listing.groupings:
+        meaning = regrouped(meaning, one)
     for pair, file in zip(listing.pairs, files, strict=True):
         if file.values is not None and (meaning.ids[file.values] < 0).any():
             problems.append(_wrong_values(folder, listing, pair, meaning))
     problems.extend(_nothing_to_find(values, meaning))
-    read_truth = partial(_read_truth, listing.read_mask, meaning)
-    dataset = RealDataset(listing.name, meaning.classes, listing.pairs, listing.crops, read_truth)
-    return dataset, problems
+    read = partial(_read, listing, meaning)
+    return RealDataset(listing.name, meaning.classes, listing.pairs, listing.crops, read), problems
 
 
-def _read_truth(read: Callable[[Path], Pixels], meaning: Meaning, path: Path) -> Pixels:
-    return meaning.ids[read(path)].astype(np.uint8)
+def _known_meaning(
+    folder: Path, listing: Listing, classes: Sequence[str] | None, foreground: int | None
+) -> Meaning | None:
+    if listing.meaning is None:
+        return stated_meaning(folder, classes, foreground)
+    if classes is None:
+        return listing.meaning
+    if len(classes) != len(listing.meaning.classes):
+        raise InputError(
+            f"{folder}: {listing.name} has {len(listing.meaning.classes)} classes "
+            f"({', '.join(listing.meaning.classes)}), --classes names {len(classes)}. "
+            "Merge or leave out classes with --group FILE."
+        )
+    return replace(listing.meaning, classes=class_ids(classes).classes)
+
+
+def _read(listing: Listing, meaning: Meaning, pair: Pair) -> tuple[Pixels, Pixels]:
+    return listing.read_image(pair), meaning.ids[listing.read_mask(pair)].astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -157,13 +193,13 @@ def _examine(folder: Path, listing: Listing, pair: Pair) -> _Examined:
     image = mask = None
     problems = []
     try:
-        image = read_image(pair.image)
+        image = listing.read_image(pair)
     except LatentsegError as error:
-        problems.append(_relative(folder, error))
+        problems.append(message_below(folder, error))
     try:
-        mask = listing.read_mask(pair.mask)
+        mask = listing.read_mask(pair)
     except LatentsegError as error:
-        problems.append(_relative(folder, error))
+        problems.append(message_below(folder, error))
     if image is not None and mask is not None and image.shape[:2] != mask.shape:
         problems.append(
             f"{below(folder, pair.mask)}: {mask.shape[0]} x {mask.shape[1]} pixels, but its image "
@@ -174,10 +210,12 @@ def _examine(folder: Path, listing: Listing, pair: Pair) -> _Examined:
 
 
 def _wrong_values(folder: Path, listing: Listing, pair: Pair, meaning: Meaning) -> str:
-    mask = listing.read_mask(pair.mask)
+    mask = listing.read_mask(pair)
     wrong = meaning.ids[mask] < 0
     y, x = np.argwhere(wrong)[0]
-    if len(np.unique(mask[wrong])) > 3:
+    if listing.meaning is not None:
+        cause = "Mend the mask."
+    elif len(np.unique(mask[wrong])) > 3:
         cause = "So many values come from smoothing or from JPEG: save it without either."
     else:
         cause = f'If {mask[y, x]} means "no label", say "ignore": {mask[y, x]} in dataset.json.'
@@ -197,7 +235,3 @@ def _nothing_to_find(values: Sequence[NDArray[np.bool_]], meaning: Meaning) -> l
             'If 255 is the foreground, say --foreground 255, or "foreground": 255 in dataset.json.'
         ]
     return ["masks: all of them are empty; nothing can be measured on them."]
-
-
-def _relative(folder: Path, error: LatentsegError) -> str:
-    return str(error).replace(f"{folder}{os.sep}", "")

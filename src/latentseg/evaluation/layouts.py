@@ -1,63 +1,36 @@
-"""Where images and masks lie: dataset folders, and five data sets as they are published."""
+"""Where images and masks lie: dataset folders, and data sets as they are published."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.images import SUFFIXES, Pixels, read_image, read_mask
+from latentseg.evaluation.groupings import Grouping
+from latentseg.evaluation.listings import Listing, Pair, below, read_columns
+from latentseg.evaluation.mask_values import class_ids, listed_labels
+from latentseg.evaluation.part_layouts import celebamask, pascal_part
+from latentseg.images import SUFFIXES, Pixels, read_image
 
 FLOWERS_BACKGROUND = (0, 0, 254)  # RGB of what is not flower in segmim/
 FLOWERS_TOLERANCE = 40  # segmim/ is JPEG: near edges the colour is only roughly kept
+FOREGROUND = class_ids(("foreground",))
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A photo and its mask.
-
-    Attributes:
-        name: The photo's path below its folder, without suffix.
-        image: The photo's file.
-        mask: The mask's file.
-    """
-
-    name: str
-    image: Path
-    mask: Path
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The pairs of a data set, found by file names alone.
-
-    Attributes:
-        name: Shown beside results.
-        pairs: In order of names.
-        problems: What keeps files from being paired, by name.
-        crops: Whether the published protocols take the centre square of its photos.
-        is_binary: Whether `read_mask` gives 0 and 1; otherwise it gives the values in the file,
-            which need a meaning.
-        read_mask: Mask file to (H, W) uint8.
-    """
-
-    name: str
-    pairs: tuple[Pair, ...]
-    problems: tuple[str, ...]
-    crops: bool = False
-    is_binary: bool = False
-    read_mask: Callable[[Path], Pixels] = read_mask
-
-
-def find_layout(folder: Path | str) -> Listing:
+def find_layout(folder: Path | str, groupings: Sequence[Grouping] = ()) -> Listing:
     """Recognises the layout of `folder` by the names of the folders in it.
 
     ECSSD, DUTS (its test part), DUT-OMRON, CUB-200-2011 and Oxford Flowers are read as published.
     CUB's test photos are those of `train_val_test_split.txt` (Chen et al. 2019: the 1 000 photos
     of the papers) where that file is present, else of the official `train_test_split.txt`.
     Flowers' are `trnid` of `setid.mat` (1 020 photos, the test set of Chen et al. 2019).
+    CelebAMask-HQ and PASCAL-Part are read as `part_layouts` says.
+
+    Args:
+        folder: The data set.
+        groupings: Classes to make of its labels, one after the other.
 
     Raises:
         InputError: there is no such folder, or it has none of these layouts.
@@ -65,15 +38,20 @@ def find_layout(folder: Path | str) -> Listing:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder.")
-    for layout in (_dataset_folder, _ecssd, _duts, _omron, _cub, _flowers, _prepared):
+    for layout in (_dataset_folder, _labels, _ecssd, _duts, _omron, _cub, _flowers, _prepared):
         listing = layout(folder)
+        if listing is not None:
+            return replace(listing, groupings=tuple(groupings))
+    for layout in (celebamask, pascal_part):
+        listing = layout(folder, groupings)
         if listing is not None:
             return listing
     inner = sorted(path.name for path in folder.glob("*/") if (path / "images").is_dir())
     hint = f" Perhaps one of the folders in it: {', '.join(inner)}?" if inner else ""
     raise InputError(
-        f"{folder}: not a data set. Expected the folders images and masks, or the published layout "
-        f"of ECSSD, DUTS, DUT-OMRON, CUB-200-2011 or Oxford Flowers.{hint}"
+        f"{folder}: not a data set. Expected the folders images and masks (or labels, with "
+        "labels.json), or the published layout of ECSSD, DUTS, DUT-OMRON, CUB-200-2011, Oxford "
+        f"Flowers, CelebAMask-HQ or PASCAL-Part.{hint}"
     )
 
 
@@ -84,6 +62,20 @@ def _dataset_folder(folder: Path) -> Listing | None:
     is_part = place.name in ("train", "val", "test")
     name = f"{place.parent.name}/{place.name}" if is_part else place.name
     return Listing(name, *_pair(folder, folder / "images", folder / "masks"))
+
+
+def _labels(folder: Path) -> Listing | None:
+    """Clothing Co-Parsing (Yang et al. 2014) with label ids as pictures, and others like it."""
+    if not (folder / "images").is_dir() or not (folder / "labels").is_dir():
+        return None
+    place = folder.absolute()
+    names = {place / "labels.json": place.name}
+    names[place.parent / "labels.json"] = f"{place.parent.name}/{place.name}"
+    for path, name in names.items():
+        if path.is_file():
+            found = _pair(folder, folder / "images", folder / "labels")
+            return Listing(name, *found, meaning=listed_labels(path))
+    return None
 
 
 def _ecssd(folder: Path) -> Listing | None:
@@ -119,28 +111,17 @@ def _cub(folder: Path) -> Listing | None:
                 Pair(name, root / "images" / f"{name}.jpg", masks / f"{name}.png") for name in names
             ]
             found = _present(folder, pairs)
-            return Listing(
-                f"CUB ({split})", *found, crops=True, is_binary=True, read_mask=_above_half
-            )
+            name = f"CUB ({split})"
+            return Listing(name, *found, crops=True, meaning=FOREGROUND, read_mask=_above_half)
     return None
 
 
 def _cub_test_photos(root: Path) -> tuple[str, list[str]]:
     redo, official = root / "train_val_test_split.txt", root / "train_test_split.txt"
     split, test = (redo, "2") if redo.is_file() else (official, "0")
-    part, files = _columns(split), _columns(root / "images.txt")
+    part, files = read_columns(split), read_columns(root / "images.txt")
     photos = [file for number, file in files.items() if part.get(number) == test]
     return split.stem, sorted(file.removesuffix(".jpg") for file in photos)
-
-
-def _columns(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; it is part of the published data set.")
-    try:
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        return dict(rows)
-    except ValueError as error:
-        raise CorruptFileError(f"{path}: expected two columns in every line.") from error
 
 
 def _flowers(folder: Path) -> Listing | None:
@@ -158,7 +139,7 @@ def _flowers(folder: Path) -> Listing | None:
         for n in numbers
     ]
     found = _present(folder, pairs)
-    return Listing("Flowers", *found, crops=True, is_binary=True, read_mask=_not_blue)
+    return Listing("Flowers", *found, crops=True, meaning=FOREGROUND, read_mask=_not_blue)
 
 
 def _prepared(folder: Path) -> Listing | None:
@@ -173,16 +154,16 @@ def _published(
     if not (folder / images).is_dir() or not (folder / masks).is_dir():
         return None
     found = _pair(folder, folder / images, folder / masks)
-    return Listing(name, *found, crops=crops, is_binary=True, read_mask=_above_half)
+    return Listing(name, *found, crops=crops, meaning=FOREGROUND, read_mask=_above_half)
 
 
-def _above_half(path: Path) -> Pixels:
+def _above_half(pair: Pair) -> Pixels:
     # As the official code does it: to RGB, channel 0, value / 255 > 0.5.
-    return (read_image(path)[..., 0] > 127).astype(np.uint8)
+    return (read_image(pair.mask)[..., 0] > 127).astype(np.uint8)
 
 
-def _not_blue(path: Path) -> Pixels:
-    distance = np.abs(read_image(path).astype(np.int16) - np.array(FLOWERS_BACKGROUND))
+def _not_blue(pair: Pair) -> Pixels:
+    distance = np.abs(read_image(pair.mask).astype(np.int16) - np.array(FLOWERS_BACKGROUND))
     return (distance.max(axis=-1) > FLOWERS_TOLERANCE).astype(np.uint8)
 
 
@@ -229,8 +210,3 @@ def _present(root: Path, pairs: Iterable[Pair]) -> tuple[tuple[Pair, ...], tuple
         if not missing:
             complete.append(pair)
     return tuple(complete), tuple(problems)
-
-
-def below(root: Path, path: Path) -> str:
-    """`path` as it is called below `root`, for messages."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

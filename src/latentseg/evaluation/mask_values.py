@@ -1,4 +1,4 @@
-"""What the values in mask files mean: said by options or dataset.json, or told by the masks."""
+"""What the values in mask files mean: said by options or a JSON file, or told by the masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentseg.errors import InputError
+from latentseg.errors import CorruptFileError, InputError
+from latentseg.evaluation.groupings import BACKGROUND, Grouping
 from latentseg.files import read_json
 from latentseg.images import IGNORE
 
@@ -35,11 +36,17 @@ def class_ids(classes: Sequence[str], ignore: int | None = IGNORE) -> Meaning:
     """Masks that hold class ids: 0 is the background, k is `classes[k - 1]`, `ignore` is ignored.
 
     Raises:
-        InputError: there are no classes or too many, or `ignore` is one of their ids.
+        InputError: there are no classes or too many, two of one name or one called "background",
+            or `ignore` is one of their ids.
     """
     if not 1 <= len(classes) <= MAX_CLASSES:
         raise InputError(
             f"{len(classes)} classes; expected 1 to {MAX_CLASSES}, without the background."
+        )
+    if BACKGROUND in classes or len(set(classes)) < len(classes):
+        raise InputError(
+            f"classes {', '.join(classes)}: expected each name once, without the background, "
+            "which is id 0."
         )
     if ignore is not None and ignore <= len(classes):
         raise InputError(
@@ -67,6 +74,46 @@ def single_class(foreground: int, ignore: int | None, name: str = "foreground") 
         ids[ignore] = IGNORE
     ids[0], ids[foreground] = 0, 1
     return Meaning((name,), ids, f"0 for background and {foreground} for foreground")
+
+
+def regrouped(meaning: Meaning, grouping: Grouping) -> Meaning:
+    """What the same values mean when the classes are the labels of `grouping`.
+
+    Raises:
+        InputError: the grouping does not fit the classes.
+    """
+    id_of = grouping.ids(meaning.classes)
+    new = np.array([0, *(id_of[name] for name in meaning.classes)], np.int16)
+    is_labelled = (meaning.ids >= 0) & (meaning.ids != IGNORE)
+    ids = meaning.ids.copy()
+    ids[is_labelled] = new[meaning.ids[is_labelled]]
+    return Meaning(grouping.classes, ids, meaning.allowed)
+
+
+def listed_labels(path: Path) -> Meaning:
+    """What labels.json says: {"0": ..., "1": "hair", ...}; 0 is the background, 255 is ignored.
+
+    Raises:
+        InputError: it does not exist.
+        CorruptFileError: it is not such a list.
+    """
+    names = read_json(path)
+    if (
+        not isinstance(names, dict)
+        or not all(key.isdecimal() and int(key) < IGNORE for key in names)
+        or not all(isinstance(name, str) and name for name in names.values())
+        or len(names.keys() - {"0"}) == 0
+        or len(set(names.values())) < len(names)
+    ):
+        raise CorruptFileError(
+            f'{path}: expected the name of each mask value, each once, such as {{"1": "hair"}}.'
+        )
+    values = sorted(int(key) for key in names if key != "0")
+    ids = np.full(256, -1, dtype=np.int16)
+    ids[IGNORE], ids[0] = IGNORE, 0
+    ids[values] = np.arange(1, len(values) + 1)
+    allowed = f"the values in {path.name}, and {IGNORE} for ignored"
+    return Meaning(tuple(names[str(value)] for value in values), ids, allowed)
 
 
 def stated_meaning(

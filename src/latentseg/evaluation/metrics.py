@@ -75,6 +75,22 @@ def iou(confusion: Counts) -> Floats:
     return np.divide(intersection, union, out=np.full_like(intersection, np.nan), where=union > 0)
 
 
+def weighted_iou(confusion: Counts) -> float:
+    """IoU of the classes, each weighed by its share of the true pixels, in [0, 1].
+
+    NaN if no pixel was counted. A class that is predicted but never true has no weight.
+
+    Source: Tritrong et al. 2021, section 4: the sum over c of (n_c / N) IoU_c, with n_c of all N
+    pixels truly of class c. Checked against sklearn.metrics.jaccard_score(average="weighted").
+
+    >>> round(weighted_iou(np.array([[3, 1], [0, 8]])), 3)
+    0.843
+    """
+    true = confusion.sum(axis=1)
+    total = true.sum()
+    return float(np.nan_to_num(iou(confusion)) @ true / total) if total else float("nan")
+
+
 def threshold_counts(
     scores: NDArray[np.float32],
     truth: NDArray[np.bool_],

@@ -8,7 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from latentseg.evaluation.datasets import RealDataset
-from latentseg.evaluation.protocols import ImageScore, Result, Scorer, centre_square, find_rules
+from latentseg.evaluation.protocols import (
+    ImageScore,
+    Result,
+    Scorer,
+    centre_square,
+    class_ids,
+    find_rules,
+)
 from latentseg.files import write_json
 from latentseg.generators.protocols import Latents
 from latentseg.images import (
@@ -152,7 +159,11 @@ def _panels(
     _, image, truth = dataset[names.index(score.name)]
     if find_rules(result.protocol).crops and dataset.crops:
         image, truth = centre_square(image), centre_square(truth)
-    predicted = scorer.scores(image).argmax(axis=0).astype(np.uint8)
+    scores = scorer.scores(image)
+    ids = class_ids(scorer, dataset, find_rules(result.protocol))
+    predicted = scores.argmax(axis=0).astype(np.uint8)
+    if len(ids) == len(scores):
+        predicted = ids[predicted]
     image, truth, predicted = (_reduced(picture) for picture in (image, truth, predicted))
     with_truth = overlay(image, truth)
     with_truth[truth == IGNORE] = with_truth[truth == IGNORE] // 2 + 64

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from latentseg.errors import DivergedError, InputError
 from latentseg.evaluation import metrics
 from latentseg.evaluation.datasets import RealDataset, open_dataset
+from latentseg.evaluation.groupings import BACKGROUND
 from latentseg.images import IGNORE, Pixels
 from latentseg.progress import Progress
 
 BATCH = 32
+BATCH_PX = 2**21  # pixels of a batch: its scores take 4 bytes for each pixel and class
 HALF = 127  # place of the threshold 0.5 between 127 / 255 and 128 / 255
 Scores = NDArray[np.float32]
 
@@ -38,6 +40,16 @@ class BatchScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class NamedScorer(Protocol):
+    """A scorer that tells the names of its classes, by which they are matched with the truth's."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the rows of its scores, without the background."""
+        ...
+
+
 @dataclass(frozen=True)
 class Rules:
     """The clauses in which protocols differ.
@@ -49,6 +61,8 @@ class Rules:
             Otherwise the most probable class is predicted.
         pools: Accuracy and F are of all pixels together; otherwise means over the images.
         empty_iou: IoU of an image where a class is neither true nor predicted.
+        counts_background: The background stands among the classes in `Result.class_iou`.
+        columns: What a table shows: the heading of each number, and its field in `Result`.
         summary: The rules in a sentence.
     """
 
@@ -57,9 +71,12 @@ class Rules:
     is_binary: bool
     pools: bool
     empty_iou: float
+    counts_background: bool
+    columns: Mapping[str, str]
     summary: str
 
 
+_FOREGROUND_COLUMNS = {"acc": "acc", "IoU": "iou", "pooled IoU": "iou_pooled", "max F": "max_f"}
 PROTOCOLS = {
     # Melas-Kyriazi et al. 2021, official code (src/segmentation/metrics.py).
     "melas2021": Rules(
@@ -68,6 +85,8 @@ PROTOCOLS = {
         is_binary=True,
         pools=False,
         empty_iou=0.0,
+        counts_background=False,
+        columns=_FOREGROUND_COLUMNS,
         summary="Accuracy, IoU and F of the foreground (probability above 0.5) are means over the "
         "images. The threshold of max F is one for the data set. CUB and Flowers are cropped.",
     ),
@@ -77,8 +96,29 @@ PROTOCOLS = {
         is_binary=False,
         pools=True,
         empty_iou=1.0,
+        counts_background=False,
+        columns=_FOREGROUND_COLUMNS,
         summary="Accuracy, pooled IoU and F are of all pixels of the data set together. "
         "Every class counts. Nothing is cropped.",
+    ),
+    # Tritrong et al. 2021, section 4. No code of theirs measures; whether the background counts is
+    # not said, but it does in the averages that are printed of their numbers (SLiMe, tables 2-4).
+    "tritrong2021": Rules(
+        name="tritrong2021",
+        crops=False,
+        is_binary=False,
+        pools=True,
+        empty_iou=1.0,
+        counts_background=True,
+        columns={
+            "acc": "acc",
+            "mean IoU": "mean_iou",
+            "without background": "iou_pooled",
+            "weighted IoU": "weighted_iou",
+        },
+        summary="IoU of each class over all pixels of the data set together. The mean IoU counts "
+        "the background like a class; the weighted IoU weighs each of them by its share of the "
+        "true pixels.",
     ),
 }
 
@@ -104,12 +144,15 @@ class Result:
         acc: Accuracy.
         iou: IoU per image, mean over the images.
         iou_error: Standard error of `iou` over the images.
-        iou_pooled: IoU over all pixels together, mean over the classes; NaN if there is no
-            foreground.
+        iou_pooled: IoU over all pixels together, mean over the classes without the background;
+            NaN if there is no foreground.
+        mean_iou: The same with the background.
+        weighted_iou: The same with the background, each weighed by its share of the true pixels.
         f_half: F-beta (beta^2 = 0.3) at the threshold 0.5.
         max_f: The largest F-beta that one threshold reaches on the whole data set.
         threshold: That threshold.
-        class_iou: Pooled IoU of each class; NaN where it never occurs.
+        class_iou: Pooled IoU of each class, and of the background if the protocol counts it; NaN
+            where it is neither true nor predicted.
         per_image: The numbers of each photo.
         note: What a reader must know about it, for example that the truth was used.
     """
@@ -122,6 +165,8 @@ class Result:
     iou: float
     iou_error: float
     iou_pooled: float
+    mean_iou: float
+    weighted_iou: float
     f_half: float
     max_f: float
     threshold: float
@@ -166,31 +211,33 @@ def evaluate(
     """Measures a segmenter, or anything that scores images, on real photos.
 
     Pixels with the label 255 count nowhere; photos that have no other pixels are left out.
+    Where there are several classes, those of the scorer are matched with the data set's by name.
 
     Args:
         scorer: Gives class probabilities at the size of the photo.
         dataset: An opened data set, or its folder.
-        protocol: "melas2021" or "pooled"; see `PROTOCOLS`.
+        protocol: "melas2021", "pooled" or "tritrong2021"; see `PROTOCOLS`.
         limit: At most so many photos, evenly spread over the data set.
         quiet: No progress line.
 
     Raises:
-        InputError: no such protocol, a damaged data set, or scores that do not fit its classes.
+        InputError: no such protocol, a damaged data set, or a scorer of other classes.
         DivergedError: scores are NaN or infinite.
     """
     rules = find_rules(protocol)
     if not isinstance(dataset, RealDataset):
         dataset = open_dataset(dataset)
     dataset = dataset.thinned(limit)
-    measured: list[_Measured] = []
+    ids = class_ids(scorer, dataset, rules)
+    tally = _Tally(dataset, rules)
     with Progress("measure", total=len(dataset), quiet=quiet) as progress:
         for done, (name, scores, truth) in enumerate(_answers(scorer, dataset, rules), start=1):
             if (truth != IGNORE).any():
-                measured.append(_measure(name, scores, truth, dataset.classes, rules))
+                tally.add(_measure(name, scores, truth, ids, dataset.classes))
             progress.update(done)
-    if not measured:
+    if not tally.scores:
         raise InputError(f"{dataset.name}: no photo has a labelled pixel; nothing can be measured.")
-    return _summarise(measured, dataset, rules)
+    return tally.result()
 
 
 def photos(dataset: RealDataset, rules: Rules) -> Iterator[tuple[str, Pixels, Pixels]]:
@@ -216,14 +263,31 @@ def centre_square(picture: Pixels) -> Pixels:
     return picture[top : top + side, left : left + side]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """The counts of one photo, from which every number is made."""
+def class_ids(scorer: Scorer, dataset: RealDataset, rules: Rules) -> NDArray[np.uint8]:
+    """Which class of the data set each row of the scores is, (K + 1,); (2,) for the foreground.
 
-    name: str
-    confusion: metrics.Counts
-    right: metrics.Counts  # truly foreground above each of the 254 thresholds and 0.5: (255,)
-    predicted: metrics.Counts  # all above each of them
+    Raises:
+        InputError: the scorer names other classes than the data set.
+    """
+    theirs = dataset.classes
+    if rules.is_binary or len(theirs) == 1:
+        return np.arange(2, dtype=np.uint8)
+    if not isinstance(scorer, NamedScorer):
+        return np.arange(len(theirs) + 1, dtype=np.uint8)
+    ours = scorer.classes
+    if sorted(ours) != sorted(theirs):
+        only = {
+            "the segmenter": [name for name in ours if name not in theirs],
+            "the data set": [name for name in theirs if name not in ours],
+        }
+        alone = "; ".join(f"only {who}: {', '.join(names)}" for who, names in only.items() if names)
+        raise InputError(
+            f"{dataset.name}: the segmenter knows {len(ours)} classes ({', '.join(ours)}), but the "
+            f"data set has {len(theirs)} ({', '.join(theirs)}); {alone}. Merge or ignore classes "
+            "of the data set with --group FILE, or measure the foreground alone with "
+            "--protocol melas2021."
+        )
+    return np.array([0, *(theirs.index(name) + 1 for name in ours)], np.uint8)
 
 
 def _answers(
@@ -232,7 +296,9 @@ def _answers(
     """Name, scores and truth of each photo, in order; neighbours of one size go together."""
     waiting: list[tuple[str, Pixels, Pixels]] = []
     for photo in photos(dataset, rules):
-        if waiting and (len(waiting) == BATCH or photo[1].shape != waiting[0][1].shape):
+        shape = photo[1].shape
+        most = min(BATCH, max(1, BATCH_PX // (shape[0] * shape[1])))
+        if waiting and (len(waiting) == most or shape != waiting[0][1].shape):
             yield from _answer(scorer, waiting)
             waiting = []
         waiting.append(photo)
@@ -251,8 +317,18 @@ def _answer(
         yield name, scores, truth
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """The counts of one photo, from which every number is made."""
+
+    name: str
+    confusion: metrics.Counts
+    right: metrics.Counts  # truly foreground above each of the 254 thresholds and 0.5: (255,)
+    predicted: metrics.Counts  # all above each of them
+
+
 def _measure(
-    name: str, scores: Scores, truth: Pixels, classes: Sequence[str], rules: Rules
+    name: str, scores: Scores, truth: Pixels, ids: NDArray[np.uint8], classes: Sequence[str]
 ) -> _Measured:
     if scores.ndim != 3 or scores.shape[1:] != truth.shape or len(scores) < 2:
         raise InputError(
@@ -261,12 +337,11 @@ def _measure(
         )
     if not np.isfinite(scores).all():
         raise DivergedError(f"{name}: the segmenter's scores hold NaN or infinity.")
-    n_classes = 2 if rules.is_binary else len(classes) + 1
     foreground = scores[1:].sum(axis=0)
-    if n_classes == 2:
-        mask = foreground > 0.5
-    elif len(scores) == n_classes:
-        mask = scores.argmax(axis=0)
+    if len(ids) == 2:
+        mask = (foreground > 0.5).astype(np.uint8)
+    elif len(scores) == len(ids):
+        mask = ids[scores.argmax(axis=0)]
     else:
         raise InputError(
             f"{name}: the segmenter knows {len(scores) - 1} classes, but the data set has "
@@ -275,57 +350,76 @@ def _measure(
         )
     valid = truth != IGNORE
     thresholds = np.insert(metrics.THRESHOLDS, HALF, 0.5)
-    confusion = metrics.confusion_matrix(mask.astype(np.uint8), truth, n_classes=n_classes)
+    confusion = metrics.confusion_matrix(mask, truth, n_classes=len(ids))
     counts = metrics.threshold_counts(foreground[valid], truth[valid] > 0, thresholds)
     return _Measured(name, confusion, *counts)
 
 
-def _summarise(measured: Sequence[_Measured], dataset: RealDataset, rules: Rules) -> Result:
-    scores = tuple(
-        ImageScore(image.name, metrics.accuracy(image.confusion), _image_iou(image, rules))
-        for image in measured
-    )
-    ious = np.array([score.iou for score in scores])
-    confusion = np.sum([image.confusion for image in measured], axis=0)
-    class_iou = metrics.iou(confusion)[1:]
-    known = class_iou[~np.isnan(class_iou)]
-    f_curve = _f_curve(measured, rules)
-    f_at_thresholds = np.delete(f_curve, HALF)
-    best = int(f_at_thresholds.argmax())
-    names = dataset.classes if len(class_iou) == len(dataset.classes) else ("foreground",)
-    return Result(
-        dataset=dataset.name,
-        protocol=rules.name,
-        n_images=len(scores),
-        n_unlabelled=len(dataset) - len(scores),
-        acc=metrics.accuracy(confusion) if rules.pools else float(np.mean([s.acc for s in scores])),
-        iou=float(ious.mean()),
-        iou_error=float(ious.std(ddof=1) / math.sqrt(len(ious))) if len(ious) > 1 else math.nan,
-        iou_pooled=float(known.mean()) if len(known) else math.nan,
-        f_half=float(f_curve[HALF]),
-        max_f=float(f_at_thresholds[best]),
-        threshold=float(metrics.THRESHOLDS[best]),
-        class_iou=dict(zip(names, class_iou.tolist(), strict=True)),
-        per_image=scores,
-    )
+class _Tally:
+    """All photos together; of each one only two numbers are kept."""
 
+    def __init__(self, dataset: RealDataset, rules: Rules) -> None:
+        self.dataset, self.rules = dataset, rules
+        merges = rules.is_binary and len(dataset.classes) > 1
+        self.names = ("foreground",) if merges else dataset.classes
+        n_classes = len(self.names) + 1
+        self.scores: list[ImageScore] = []
+        self.confusion = np.zeros((n_classes, n_classes), np.int64)
+        self.right, self.predicted = np.zeros((2, len(metrics.THRESHOLDS) + 1), np.int64)
+        self.f_total = np.zeros(len(metrics.THRESHOLDS) + 1)
 
-def _image_iou(image: _Measured, rules: Rules) -> float:
-    ious = metrics.iou(image.confusion)[1:]
-    present = ious[~np.isnan(ious)]
-    return float(present.mean()) if len(present) else rules.empty_iou
+    def add(self, photo: _Measured) -> None:
+        ious = metrics.iou(photo.confusion)[1:]
+        iou = self.rules.empty_iou if np.isnan(ious).all() else float(np.nanmean(ious))
+        self.scores.append(ImageScore(photo.name, metrics.accuracy(photo.confusion), iou))
+        self.confusion += photo.confusion
+        self.right += photo.right
+        self.predicted += photo.predicted
+        self.f_total += _f_curve(photo.right, photo.predicted, photo.confusion)
 
-
-def _f_curve(measured: Sequence[_Measured], rules: Rules) -> metrics.Floats:
-    """F-beta of the data set at the 254 thresholds and 0.5: (255,)."""
-    right = np.array([image.right for image in measured])
-    predicted = np.array([image.predicted for image in measured])
-    true = np.array([[image.confusion[1:].sum()] for image in measured])
-    if rules.pools:
-        right, predicted, true = (
-            counts.sum(0, keepdims=True) for counts in (right, predicted, true)
+    def result(self) -> Result:
+        rules, confusion = self.rules, self.confusion
+        accs, ious = np.array([(score.acc, score.iou) for score in self.scores]).T
+        class_iou = dict(zip((BACKGROUND, *self.names), metrics.iou(confusion), strict=True))
+        if rules.pools:
+            f_curve = _f_curve(self.right, self.predicted, confusion)
+        else:
+            f_curve = self.f_total / len(ious)
+        f_at_thresholds = np.delete(f_curve, HALF)
+        best = int(f_at_thresholds.argmax())
+        return Result(
+            dataset=self.dataset.name,
+            protocol=rules.name,
+            n_images=len(ious),
+            n_unlabelled=len(self.dataset) - len(ious),
+            acc=metrics.accuracy(confusion) if rules.pools else float(accs.mean()),
+            iou=float(ious.mean()),
+            iou_error=float(ious.std(ddof=1) / math.sqrt(len(ious))) if len(ious) > 1 else math.nan,
+            iou_pooled=_mean_known([class_iou[name] for name in self.names]),
+            mean_iou=_mean_known(list(class_iou.values())),
+            weighted_iou=metrics.weighted_iou(confusion),
+            f_half=float(f_curve[HALF]),
+            max_f=float(f_at_thresholds[best]),
+            threshold=float(metrics.THRESHOLDS[best]),
+            class_iou={
+                name: float(value)
+                for name, value in class_iou.items()
+                if name != BACKGROUND or rules.counts_background
+            },
+            per_image=tuple(self.scores),
         )
-    return metrics.f_beta(*metrics.precision_recall(right, predicted, true)).mean(axis=0)
+
+
+def _f_curve(
+    right: metrics.Counts, predicted: metrics.Counts, confusion: metrics.Counts
+) -> metrics.Floats:
+    """F-beta of the foreground at the 254 thresholds and 0.5: (255,)."""
+    return metrics.f_beta(*metrics.precision_recall(right, predicted, confusion[1:].sum()))
+
+
+def _mean_known(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _finite(value: float) -> float | None:

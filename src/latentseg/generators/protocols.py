@@ -1,5 +1,6 @@
 """What a generator promises: latents from seeds, images from latents, steps in its own scale."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -128,6 +129,49 @@ class HasFeatures(Protocol):
 
     def features(self, latents: Latents) -> list[Tensor]:
         """Activation maps (B, C_l, H_l, W_l), coarse to fine; C_l are `feature_channels`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Some rows of an activation map.
+
+    Attributes:
+        layer: Of the generator, 0 the coarsest.
+        top: Row of the map at which the strip begins.
+        height: Rows of the whole map.
+        values: (B, C_l, rows, W_l).
+    """
+
+    layer: int
+    top: int
+    height: int
+    values: Tensor
+
+    @property
+    def rows(self) -> slice:
+        """Its rows in the map."""
+        return slice(self.top, self.top + self.values.shape[2])
+
+
+@runtime_checkable
+class HasFeatureStrips(Protocol):
+    """A generator that hands its features over while it draws, so that none needs to be kept."""
+
+    feature_channels: tuple[int, ...]
+
+    def feature_strips(self, latents: Latents, *, memory: int) -> Iterator[Strip]:
+        """The maps of `features` in strips, each as soon as it is drawn.
+
+        Every row of every map comes exactly once, those of a map from top to bottom; strips of
+        different maps may alternate. They are not to be written to: finer ones are drawn from them.
+
+        Args:
+            latents: Of the images.
+            memory: Bytes for what is drawn, weights and what the caller keeps not counted. The
+                least that can be done is one row at a time, or one map in a network that cannot
+                draw rows.
+        """
         ...
 
 

@@ -1,7 +1,7 @@
 """Generators with a space of styles, StyleGAN and its kin: latents are w, or one w per layer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from latentseg.generators.family import Sampling
+from latentseg.generators.feature_strips import whole_maps
 from latentseg.generators.layers import mix_layers
 from latentseg.generators.parts import draw_in_parts
 from latentseg.generators.priors import Prior
-from latentseg.generators.protocols import GeneratorInfo, Latents
+from latentseg.generators.protocols import GeneratorInfo, Latents, Strip
 
 MEASURED = 4096  # latents whose standard deviation is the unit of a step
 
@@ -49,6 +50,10 @@ class StyleNetwork(nn.Module, ABC):
     @abstractmethod
     def draw(self, ws: Tensor, noise: str) -> tuple[Tensor, list[Tensor]]:
         """Images (B, 3, H, W) and activation maps, coarse to fine, of ws (B, n_layers, w_dim)."""
+
+    def strips(self, ws: Tensor, noise: str, memory: int) -> Iterator[Strip]:
+        """The maps of `draw` as `HasFeatureStrips` has it: here whole, whatever `memory` is."""
+        yield from whole_maps(self.draw(ws, noise)[1])
 
 
 class StyleGenerator:
@@ -152,6 +157,13 @@ class StyleGenerator:
     def features(self, latents: Latents) -> list[Tensor]:
         """Activation maps (B, C_l, H_l, W_l), coarse to fine, with `feature_channels` channels."""
         return self.network.draw(self._per_layer(latents.values), self.sampling.noise)[1]
+
+    def feature_strips(self, latents: Latents, *, memory: int) -> Iterator[Strip]:
+        """The maps of `features` in strips of rows, for which `memory` bytes suffice.
+
+        Networks that cannot draw rows hand out whole maps.
+        """
+        return self.network.strips(self._per_layer(latents.values), self.sampling.noise, memory)
 
     def _draw(self, ws: Tensor) -> Tensor:
         def draw(part: Tensor) -> Tensor:

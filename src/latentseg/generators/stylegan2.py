@@ -5,7 +5,7 @@ and one ordinary convolution for the whole batch. Any channel plan, square or no
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from latentseg.devices import is_mixed
 from latentseg.errors import InputError
+from latentseg.generators.feature_strips import Window, whole_maps
+from latentseg.generators.protocols import Strip
 from latentseg.generators.style_generator import StyleNetwork
 
 SQRT_2 = math.sqrt(2)
 ARCHITECTURES = ("skip", "orig", "resnet")
+MARGIN = 6  # rows around a strip that are held or drawn with it
+AT_WORK = 5  # strips' worth of memory that drawing one takes, beside one that each block holds
 
 
 @dataclass(frozen=True)
@@ -216,8 +220,13 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", torch.randn(size))
         self.register_buffer("resample_filter", filter_kernel(config.resample_filter))
 
-    def forward(self, x: Tensor, w: Tensor, noise: str, gain: float = 1.0) -> Tensor:
-        """(B, C_in, H, W) and style (B, w_dim) to (B, C_out, H', W')."""
+    @property
+    def halo(self) -> int:
+        """Rows of the input, above and below, on which a row of the result depends."""
+        return (self.resample_filter.shape[-1] + 2) // 4 if self.is_upsampling else 1
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None, gain: float = 1.0) -> Tensor:
+        """(B, C_in, H, W), style (B, w_dim) and what `noise` gives to (B, C_out, H', W')."""
         kernel = self.resample_filter if self.is_upsampling else None
         weight, styles = self.weight, self.affine(w).float()
         if is_mixed(x.device):
@@ -229,18 +238,28 @@ class SynthesisLayer(nn.Module):
         gain = gain * SQRT_2
         factor = (demodulation(weight, styles) * gain).to(x.dtype)[:, :, None, None]
         x = torch.addcmul((self.bias * gain).to(x.dtype)[:, None, None], x, factor)
-        if noise != "none":
-            x = x + (self._noise(noise, len(x)) * gain).to(x.dtype)
+        if noise is not None:
+            x = x + (noise * self.noise_strength * gain).to(x.dtype)
         x = F.leaky_relu(x, 0.2)
         if self.clamp is None:
             return x
         return x.clamp(-self.clamp * gain / SQRT_2, self.clamp * gain / SQRT_2)
 
-    def _noise(self, noise: str, batch: int) -> Tensor:
-        if noise == "random":
-            drawn = torch.randn(batch, 1, *self.size, device=self.bias.device)
-            return drawn * self.noise_strength
-        return self.noise_const * self.noise_strength
+    def rows(
+        self, x: Window, w: Tensor, noise: Tensor | None, top: int, end: int, gain: float = 1.0
+    ) -> Tensor:
+        """Rows `top` to `end` - 1 of what `forward` gives, from the rows of its input in `x`."""
+
+        def draw(part: Tensor, rows: slice) -> Tensor:
+            return self(part, w, None if noise is None else noise[..., rows, :], gain)
+
+        return x.through(draw, top, end, halo=self.halo, scale=2 if self.is_upsampling else 1)
+
+    def noise(self, source: str, batch: int) -> Tensor | None:
+        """Noise of unit strength, (H', W') or (B, 1, H', W'), from "const", "random" or "none"."""
+        if source == "random":
+            return torch.randn(batch, 1, *self.size, device=self.bias.device)
+        return None if source == "none" else self.noise_const
 
 
 class ToRGB(nn.Module):
@@ -294,14 +313,15 @@ class SynthesisBlock(nn.Module):
         is_last: bool,
     ) -> None:
         super().__init__()
-        self.architecture = config.architecture
+        self.is_residual = in_channels > 0 and config.architecture == "resnet"
+        self.gain = math.sqrt(0.5) if self.is_residual else 1.0
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, *size))
         else:
             self.conv0 = SynthesisLayer(
                 config, in_channels, out_channels, size=size, is_upsampling=True
             )
-            if config.architecture == "resnet":
+            if self.is_residual:
                 self.skip = ResidualSkip(config, in_channels, out_channels)
         self.conv1 = SynthesisLayer(
             config, out_channels, out_channels, size=size, is_upsampling=False
@@ -335,13 +355,12 @@ class SynthesisBlock(nn.Module):
         if x is None:
             lower = self.const[None].expand(len(last), -1, -1, -1)
         else:
-            lower = self.conv0(x, next(styles), noise)
+            lower = self.conv0(x, next(styles), self.conv0.noise(noise, len(x)))
             activations.append(lower)
-        if x is not None and self.architecture == "resnet":
-            upper = self.conv1(lower, next(styles), noise, gain=math.sqrt(0.5))
-            upper = self.skip(x, math.sqrt(0.5)) + upper
-        else:
-            upper = self.conv1(lower, next(styles), noise)
+        drawn = self.conv1.noise(noise, len(last))
+        upper = self.conv1(lower, next(styles), drawn, gain=self.gain)
+        if self.is_residual:
+            upper = self.skip(x, self.gain) + upper
         activations.append(upper)
         if image is not None:
             image = upfirdn(image, self.resample_filter, up=2, gain=4)
@@ -350,23 +369,72 @@ class SynthesisBlock(nn.Module):
             image = rgb if image is None else image + rgb
         return activations, image
 
+    def strips(
+        self,
+        below: Iterator[Strip],
+        layer: int,
+        styles: Sequence[Tensor],
+        noise: Sequence[Tensor | None],
+        memory: int,
+    ) -> Iterator[Strip]:
+        """Passes on the strips of the layers below, and draws its own two layers from the last.
+
+        Args:
+            below: Strips of layers 0 to `layer` - 1.
+            layer: Number of the first of the two.
+            styles: (B, w_dim) for each of them.
+            noise: For each of them, as `SynthesisLayer.noise` gives it.
+            memory: Bytes of a strip with the rows around it.
+        """
+        height, width = self.conv1.size
+        n_values = max(self.conv1.weight.shape[0], self.conv0.weight.shape[1] // 2) * width
+        n = max(1, memory // (4 * len(styles[0]) * n_values) - MARGIN)
+        x, lower, drawn = Window(height // 2), Window(height), 0
+
+        def upper_rows(top: int, end: int) -> Tensor:
+            upper = self.conv1.rows(lower, styles[1], noise[1], top, end, self.gain)
+            lower.forget(end - 1)
+            if self.is_residual:
+                upper = x.through(self._skip_rows, top, end, halo=self.conv0.halo, scale=2) + upper
+            return upper
+
+        for strip in below:
+            yield strip
+            if strip.layer == layer - 1:
+                x.add(strip.values)
+            del strip  # or it would be held while the next one is drawn
+            ready = height if x.end == x.height else 2 * (x.end - self.conv0.halo)
+            while lower.end < ready:
+                top, end = lower.end, min(lower.end + n, ready)
+                lower.add(self.conv0.rows(x, styles[0], noise[0], top, end))
+                yield Strip(layer, top, height, lower.rows(top, end))
+                top, drawn = drawn, height if end == height else end - 1
+                if top < drawn:
+                    yield Strip(layer + 1, top, height, upper_rows(top, drawn))
+            x.forget(drawn // 2 - self.conv0.halo)
+
+    def _skip_rows(self, part: Tensor, rows: slice) -> Tensor:
+        return self.skip(part, self.gain)
+
 
 class SynthesisNetwork(nn.Module):
     """Styles (B, layers, w_dim) to images, coarse to fine."""
 
     def __init__(self, config: StyleGAN2Config) -> None:
         super().__init__()
-        self.names: list[str] = []
         n_blocks = len(config.channels)
         for index, (fewer, channels) in enumerate(pairwise((0, *config.channels))):
             scale = 2 ** (n_blocks - 1 - index)
             size = (config.size[0] // scale, config.size[1] // scale)
-            name = f"b{4 * 2**index}"
             block = SynthesisBlock(
                 config, fewer, channels, size=size, is_last=index == n_blocks - 1
             )
-            self.add_module(name, block)
-            self.names.append(name)
+            self.add_module(f"b{4 * 2**index}", block)
+
+    @property
+    def blocks(self) -> list[SynthesisBlock]:
+        """Coarse to fine."""
+        return [block for block in self.children() if isinstance(block, SynthesisBlock)]
 
     def forward(self, ws: Tensor, noise: str = "const") -> tuple[Tensor, list[Tensor]]:
         """Draws images.
@@ -380,15 +448,34 @@ class SynthesisNetwork(nn.Module):
             after each convolution, coarse to fine.
         """
         x, image, features, used = None, None, [], 0
-        for name in self.names:
+        for block in self.blocks:
             styles = iter(ws[:, used:].unbind(dim=1))
             used += 1 if x is None else 2
-            activations, image = self.get_submodule(name)(x, image, styles, ws[:, used], noise)
+            activations, image = block(x, image, styles, ws[:, used], noise)
             x = activations[-1]
             features += activations
         if image is None:
             raise InputError("A synthesis network needs at least one block.")
         return image if image.shape[1] == 3 else image.repeat(1, 3, 1, 1), features
+
+    def strips(self, ws: Tensor, noise: str, memory: int) -> Iterator[Strip]:
+        """The activations of `forward` in strips of rows; no image is drawn.
+
+        Args:
+            ws: (B, layers, w_dim).
+            noise: As for `forward`.
+            memory: As `HasFeatureStrips` has it; drawn noise is not counted.
+        """
+        first, *blocks = self.blocks
+        share = memory // (len(self.blocks) + AT_WORK)
+        const = first.const[None].expand(len(ws), -1, -1, -1)
+        x = first.conv1(const, ws[:, 0], first.conv1.noise(noise, len(ws)))
+        strips: Iterator[Strip] = whole_maps([x])
+        for i, block in enumerate(blocks):
+            drawn = [layer.noise(noise, len(ws)) for layer in (block.conv0, block.conv1)]
+            styles = ws[:, 2 * i + 1 : 2 * i + 3].unbind(dim=1)
+            strips = block.strips(strips, 2 * i + 1, styles, drawn, share)
+        yield from strips
 
 
 class StyleGAN2(StyleNetwork):
@@ -424,6 +511,10 @@ class StyleGAN2(StyleNetwork):
     def draw(self, ws: Tensor, noise: str) -> tuple[Tensor, list[Tensor]]:
         """Images (B, 3, H, W) and the activations after each convolution, coarse to fine."""
         return self.synthesis(ws, noise)
+
+    def strips(self, ws: Tensor, noise: str, memory: int) -> Iterator[Strip]:
+        """The activations of `draw` in strips of rows; see `SynthesisNetwork.strips`."""
+        return self.synthesis.strips(ws, noise, memory)
 
     def forward(self, ws: Tensor, noise: str = "const") -> Tensor:
         """Styles (B, n_layers, w_dim) to images (B, 3, H, W) float32."""

@@ -8,7 +8,7 @@ resize is linear too: the strips of a map can be added one by one, as a generato
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,14 @@ from torch.nn import functional
 
 from latentseg.errors import InputError
 from latentseg.generators.abilities import abilities
-from latentseg.generators.protocols import Generator, HasFeatures, Latents
+from latentseg.generators.feature_strips import whole_maps
+from latentseg.generators.protocols import (
+    Generator,
+    HasFeatures,
+    HasFeatureStrips,
+    Latents,
+    Strip,
+)
 from latentseg.labelers import labelers_for
 
 Resize = Literal["bilinear", "aligned", "bicubic", "nearest"]
@@ -25,41 +32,6 @@ Size = tuple[int, int]
 GIB = 2**30
 COPIES = 4  # of a block that are held at once while it is made: parts of it, and what convolves it
 SMALLEST_SCALE = 1e-6  # standard deviations below it are those of a constant channel
-
-
-@dataclass(frozen=True)
-class Strip:
-    """Some rows of an activation map.
-
-    Attributes:
-        layer: Of the generator, 0 the coarsest.
-        top: Row of the map at which the strip begins.
-        height: Rows of the whole map.
-        values: (B, C_l, rows, W_l).
-    """
-
-    layer: int
-    top: int
-    height: int
-    values: Tensor
-
-
-@runtime_checkable
-class HasFeatureStrips(Protocol):
-    """A generator that hands its features over while it draws, so that none needs to be kept."""
-
-    feature_channels: tuple[int, ...]
-
-    def feature_strips(self, latents: Latents, *, memory: int) -> Iterator[Strip]:
-        """The maps of `features` in strips, coarse to fine, each as soon as it is drawn.
-
-        Every row of every map comes exactly once.
-
-        Args:
-            latents: Of the images.
-            memory: Bytes that drawing may use; the least that can be done is one row at a time.
-        """
-        ...
 
 
 class FeatureGenerator(Generator, HasFeatures, Protocol):
@@ -113,7 +85,7 @@ class Resizing:
             return self.whole(maps)
         if self.source == self.size:
             return maps[:, :, top:bottom]
-        weights = self.row_weights(maps)[top:bottom]
+        weights = self.row_weights(maps, 0, self.source[0])[top:bottom]
         used = used_span(weights)
         return weights[:, used] @ self._widened(maps[:, :, used])
 
@@ -126,13 +98,14 @@ class Resizing:
         """
         if values.shape[2] == self.source[0]:
             return slice(0, self.size[0]), self.whole(values)
-        weights = self.row_weights(values)[:, first : first + values.shape[2]]
+        weights = self.row_weights(values, first, first + values.shape[2])
         reached = used_span(weights.T)
         return reached, weights[reached] @ self._widened(values)
 
     def points(self, maps: Tensor, points: Tensor) -> Tensor:
         """What `whole` gives at some pixels: (B, C, *source) and (B, P, 2) int64 to (B, P, C)."""
-        (y, y_weight), (x, x_weight) = _taps(self.row_weights(maps)), _taps(self._columns(maps))
+        y, y_weight = _taps(self.row_weights(maps, 0, self.source[0]))
+        x, x_weight = _taps(self._columns(maps))
         row, column = points.unbind(dim=2)
         flat = maps.flatten(2)
         total = flat.new_zeros(len(maps), maps.shape[1], points.shape[1])
@@ -144,12 +117,16 @@ class Resizing:
                 total += weight[:, None] * taken
         return total.mT
 
-    def row_weights(self, like: Tensor) -> Tensor:
-        """The matrix (height, h) of the resize down the rows, of the type and device of `like`.
+    def row_weights(self, like: Tensor, first: int, end: int) -> Tensor:
+        """What each row of the target takes of rows `first` to `end` - 1 of a map.
 
         It is what the resize makes of the unit vectors, so that both round alike.
+
+        Returns:
+            (height, end - first), of the type and device of `like`.
         """
-        unit = torch.eye(self.source[0], dtype=like.dtype, device=like.device)
+        unit = torch.eye(end - first, dtype=like.dtype, device=like.device)
+        unit = functional.pad(unit, (first, self.source[0] - end))
         return self._to(unit[None, :, :, None], (self.size[0], 1))[0, :, :, 0].T
 
     def _columns(self, like: Tensor) -> Tensor:
@@ -188,7 +165,7 @@ class Hypercolumns:
     The tensor (B, n_channels, *size) itself exists only where it is asked for in rows.
 
     Args:
-        generator: It has features. If it also has `feature_strips`, `project` uses them.
+        generator: It has features; where it has `feature_strips`, they are drawn by these.
         size: (height, width) to which all maps are resized; None: that of the images.
         resize: How; see `resize_maps`.
         layers: Which of the generator's maps; None: all of them. The official code leaves out the
@@ -240,12 +217,21 @@ class Hypercolumns:
 
         All of them are held: a sixteenth of the concatenation, for a StyleGAN2 of 1024 px.
         """
-        features = self.generator.features(latents)
-        kept = [features[layer] for layer in self.layers]
-        return [
-            resizing.whole(each) if (resizing := self.resizing(_size(each))).is_reducing else each
-            for each in kept
-        ]
+        maps: dict[int, Tensor] = {}
+        for strip in self._strips(latents):
+            source = (strip.height, strip.values.shape[3])
+            resizing = self.resizing(source)
+            rows, values = strip.rows, strip.values
+            if resizing.is_reducing:
+                rows, values = resizing.strip(values, strip.top)
+            size = self.size if resizing.is_reducing else source
+            if strip.layer not in maps and values.shape[2] == size[0]:
+                maps[strip.layer] = values
+                continue
+            if strip.layer not in maps:
+                maps[strip.layer] = values.new_zeros(*values.shape[:2], *size)
+            maps[strip.layer][:, :, rows] += values
+        return [maps[layer] for layer in self.layers]
 
     def resizing(self, source: Size) -> Resizing:
         """How maps of `source` = (height, width) come to the target size."""
@@ -342,14 +328,9 @@ class Hypercolumns:
     def _strips(self, latents: Latents) -> Iterator[Strip]:
         if isinstance(self.generator, HasFeatureStrips):
             strips = self.generator.feature_strips(latents, memory=self.memory // 2)
-            yield from (strip for strip in strips if strip.layer in self.layers)
-            return
-        maps = self.generator.features(latents)
-        maps.reverse()
-        for layer in range(len(maps)):
-            values = maps.pop()
-            if layer in self.layers:
-                yield Strip(layer, 0, values.shape[2], values)
+        else:
+            strips = whole_maps(self.generator.features(latents))
+        return (strip for strip in strips if strip.layer in self.layers)
 
     def _add(self, total: Tensor, strip: Strip, weight: Tensor) -> None:
         """Adds to `total` what a strip contributes to the projection, in blocks of channels."""

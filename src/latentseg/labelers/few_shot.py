@@ -408,21 +408,22 @@ class FewShotLabeler:
             "max_uncertainty": self.max_uncertainty,
         }
 
-    @torch.no_grad()
     def label(self, latents: Latents) -> Labelled:
         """Draws the images of `latents` and labels them."""
+        return self.label_softly(latents)[0]
+
+    @torch.no_grad()
+    def label_softly(self, latents: Latents) -> tuple[Labelled, Tensor]:
+        """What `label` gives, and the class probabilities (B, K + 1, H, W) float32 of the head."""
         found = answer(self.heads, self.columns, latents)
         masks = found.probabilities.argmax(dim=1).to(torch.uint8).cpu()
-        return Labelled(
+        labelled = Labelled(
             images=self.generator(latents),
             masks=masks,
             confidence=found.confidence.clamp(0, 1).cpu(),
             rejected_by=self._verdict(masks, found),
         )
-
-    def soft_labels(self, latents: Latents) -> Tensor:
-        """Class probabilities (B, K + 1, H, W) float32, for a student that learns from them."""
-        return answer(self.heads, self.columns, latents).probabilities
+        return labelled, found.probabilities
 
     def own_latents(self, n: int) -> Latents:
         """`n` latents on which the labeler may be judged; the first are those of any larger n."""

@@ -3,7 +3,6 @@
 The boxes come from a COCO file, from a detector of the user's, or from any function of an image.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentseg.coco import encode_region
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json, write_json
 from latentseg.generators.protocols import Latents
@@ -197,9 +197,8 @@ def to_coco(
         categories: Names by category id.
 
     Raises:
-        InputError: pycocotools is not installed, or an instance has an unknown category.
+        InputError: an instance has an unknown category.
     """
-    api = _mask_api()
     images, annotations = [], []
     for image_id, (name, found) in enumerate(zip(names, instances, strict=True), start=1):
         images.append({"id": image_id, "file_name": name, "height": size[0], "width": size[1]})
@@ -211,18 +210,12 @@ def to_coco(
                 )
             if not instance.mask.any():
                 continue
-            encoded = api.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": instance.box.category,
-                    "segmentation": {
-                        "size": list(encoded["size"]),
-                        "counts": encoded["counts"].decode("ascii"),
-                    },
-                    "bbox": [float(value) for value in api.toBbox(encoded)],
-                    "area": float(api.area(encoded)),
+                    **encode_region(instance.mask),
                     "iscrowd": 0,
                     "score": instance.confidence,
                 }
@@ -241,12 +234,3 @@ def write_coco(
 ) -> None:
     """Writes what `to_coco` gives to a JSON file, atomically."""
     write_json(path, to_coco(names, instances, size=size, categories=categories))
-
-
-def _mask_api() -> Any:
-    try:
-        return importlib.import_module("pycocotools.mask")
-    except ImportError as error:
-        raise InputError(
-            "COCO masks need pycocotools. Install it: pip install pycocotools"
-        ) from error

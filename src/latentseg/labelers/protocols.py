@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -61,4 +61,16 @@ class Labeler(Protocol):
 
     def save(self, folder: Path | str) -> None:
         """Writes all that `load_labeler` needs, besides the generator, into `folder`."""
+        ...
+
+
+@runtime_checkable
+class SoftLabeler(Labeler, Protocol):
+    """A labeler that also tells how likely each class is."""
+
+    def label_softly(self, latents: Latents) -> tuple[Labelled, Tensor]:
+        """What `label` gives, and in the same pass the probabilities that its masks come from.
+
+        These are (B, K + 1, H, W) float32, the background first, and sum to 1.
+        """
         ...

@@ -1,5 +1,6 @@
 """The README.md of a saved segmenter: what it is, how it was made, how good it is, whose it is."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ FIELDS = {
     "results": "what was measured: entries of results.json",
 }
 
+HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0")
+
 
 def check_card(card: Mapping[str, Any]) -> None:
     """Refuses fields that a card does not have.
@@ -26,15 +29,21 @@ def check_card(card: Mapping[str, Any]) -> None:
     check_keys(card, set(FIELDS), "card of the segmenter")
 
 
-def render_card(config: Mapping[str, Any]) -> str:
-    """The README.md for the config.json of a segmenter, in Markdown."""
+def render_card(config: Mapping[str, Any], *, usage: str | None = None) -> str:
+    """The README.md for the config.json of a segmenter, in Markdown.
+
+    Args:
+        config: Of the segmenter.
+        usage: How it is used; by default from a folder that is called like the segmenter.
+    """
     card = config["card"]
     parts = [
+        _header(config),
         f"# {card.get('name', 'A segmenter')}",
         card.get(
             "description", f"Segments photos into: background, {', '.join(config['classes'])}."
         ),
-        _usage(card),
+        usage or usage_of(card.get("name", "FOLDER")),
         _facts("Network", _network(config)),
         _results(card.get("results", [])),
         _facts("Trained", card.get("training", {})),
@@ -46,8 +55,8 @@ def render_card(config: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _usage(card: Mapping[str, Any]) -> str:
-    name = card.get("name", "FOLDER")
+def usage_of(name: str) -> str:
+    """How a segmenter is used that `Segmenter.from_pretrained` finds by `name`."""
     return (
         f"```\nlatentseg predict {name} photo.jpg out/\n```\n\n"
         "```python\n"
@@ -55,6 +64,45 @@ def _usage(card: Mapping[str, Any]) -> str:
         f'Segmenter.from_pretrained("{name}").predict("photo.jpg").save("mask.png")\n'
         "```"
     )
+
+
+def _header(config: Mapping[str, Any]) -> str:
+    """What the Hugging Face Hub reads: licence, task, results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    card = config["card"]
+    results = [
+        EvalResult(
+            task_type="image-segmentation",
+            dataset_type=result["dataset"],
+            dataset_name=f"{result['dataset']}, {result.get('setting', result['protocol'])}",
+            metric_type=metric,
+            metric_name=f"{metric} ({result['protocol']})",
+            metric_value=result[metric],
+        )
+        for result in card.get("results", [])
+        for metric in ("acc", "iou", "max_f", "mean_iou", "weighted_iou")
+        if result.get(metric) is not None
+    ]
+    data = ModelCardData(
+        model_name=card.get("name", "segmenter"),
+        license=_licence_id(card.get("licence", "")),
+        library_name="latentseg",
+        pipeline_tag="image-segmentation",
+        tags=["image-segmentation"],
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _licence_id(licence: str) -> str:
+    """The Hub's name of a licence that begins with its SPDX name; else "other".
+
+    >>> _licence_id("Apache-2.0, like the generator's weights"), _licence_id("MIT-like")
+    ('apache-2.0', 'other')
+    """
+    name = re.split(r"[\s,;]", licence.lower(), maxsplit=1)[0]
+    return name if name in HUB_LICENCES else "other"
 
 
 def _network(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,13 +140,17 @@ def _results(results: list[Mapping[str, Any]]) -> str:
     """A table with one row for each measurement, and its protocol by name."""
     if not results:
         return ""
-    columns = ("dataset", "protocol", "setting", "n_images", "acc", "iou", "iou_pooled", "max_f")
+    columns = (
+        *("dataset", "protocol", "setting", "n_images", "acc"),
+        *("iou", "iou_pooled", "max_f", "mean_iou", "weighted_iou"),
+    )
     rows = [[_cell(result.get(column)) for column in columns] for result in results]
     lines = [columns, ["---"] * len(columns), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"## Results on real photos\n\n{table}\n\n"
-        "`iou` is the mean over the images, `iou_pooled` is over all pixels together."
+        "`iou` is the mean over the images, `iou_pooled` is over all pixels together; `mean_iou` and "
+        "`weighted_iou` are, too, and count the background as a class."
     )
 
 

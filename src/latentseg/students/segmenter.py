@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional
 
 import latentseg
 from latentseg.devices import pick_device
@@ -23,6 +23,7 @@ from latentseg.files import (
     check_keys,
     read_json,
     read_safetensors,
+    remove_leftovers,
     verify_manifest,
     write_json,
     write_manifest,
@@ -39,14 +40,17 @@ from latentseg.images import (
     to_tensor,
     write_mask,
 )
-from latentseg.students.model_card import check_card, render_card
+from latentseg.students import hub
+from latentseg.students.model_card import check_card, render_card, usage_of
 from latentseg.students.networks import build_network
+from latentseg.students.tiling import OVERLAP, blend, by_strips, check_tiling, upscale
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = 1
 LONGEST_RATIO = 16  # of the sides, as the network sees a photo: a 1 x 100 000 strip is squeezed
 MAX_BATCH = 32
-_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
+MAX_BATCH_PIXELS = 2**19  # 32 pictures of 128 px, 2 of 512 px
+_FILES = _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 _NORMALISATION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # uint8 / 255 to [-1, 1]
 
 Photo = Path | str | Image.Image | Pixels
@@ -73,11 +77,26 @@ class Prediction:
 
     def overlay(self) -> Pixels:
         """(H, W, 3) uint8: the classes in colour over the photo."""
-        return overlay(self.image, self.mask)
+        return by_strips(overlay, self.image, self.mask)
 
     def cut_out(self) -> Pixels:
         """(H, W, 4) uint8: the foreground of the photo, transparent elsewhere."""
-        return cut_out(self.image, self.mask)
+        return by_strips(cut_out, self.image, self.mask)
+
+
+@dataclass(frozen=True)
+class View:
+    """A photo as the networks see it.
+
+    Attributes:
+        picture: (h, w, 3) uint8, scaled.
+        size: (H, W) of the photo.
+        overlap: Of the windows in which the picture is seen; None if it is seen whole.
+    """
+
+    picture: Pixels
+    size: tuple[int, int]
+    overlap: float | None = None
 
 
 class Segmenter:
@@ -86,6 +105,10 @@ class Segmenter:
     A photo is scaled until its shorter side is that of `input_size`; the logits are scaled back to
     the photo, bilinearly; then softmax. Several networks, and mirror images, are averaged as
     probabilities.
+
+    Large photos with small objects can be tiled: scaled by less, and seen in overlapping windows of
+    the size that the networks were trained on, whose probabilities are blended. It is done on
+    demand only, as a student that learnt whole objects mostly finds nothing in a part of one.
 
     Args:
         members: One network, or the networks of an ensemble, all built by
@@ -140,6 +163,22 @@ class Segmenter:
             hashed.update(tensor.cpu().contiguous().numpy().tobytes())
         return hashed.hexdigest()
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """All but the weights, as JSON values: the config.json of its folder."""
+        return {
+            "format": FORMAT,
+            "latentseg": latentseg.__version__,
+            "network": self.network,
+            "width": self.width,
+            "members": len(self.members),
+            "classes": list(self.classes),
+            "input_size": list(self.input_size),
+            **_NORMALISATION,
+            "threshold": self.threshold,
+            "card": self.card,
+        }
+
     @torch.inference_mode()
     def logits(self, x: Tensor, *, flip: bool = False) -> Tensor:
         """Logits of images, averaged as probabilities over the members.
@@ -163,51 +202,140 @@ class Segmenter:
         """The same segmenter, which always averages with the mirror image."""
         return MirroredSegmenter(self)
 
-    def scores(self, image: Pixels, *, flip: bool = False) -> Scores:
+    def scores(
+        self,
+        image: Pixels,
+        *,
+        flip: bool = False,
+        tile: int | None = None,
+        tile_overlap: float = OVERLAP,
+    ) -> Scores:
         """Class probabilities (K + 1, H, W) float32 of an (H, W, 3) uint8 image, at its size."""
-        return self.scores_batch([image], flip=flip)[0]
+        return self.scores_batch([image], flip=flip, tile=tile, tile_overlap=tile_overlap)[0]
 
-    def scores_batch(self, images: Sequence[Pixels], *, flip: bool = False) -> list[Scores]:
-        """The scores of each image, as `scores` gives them; images of equal size go together.
+    def scores_batch(
+        self,
+        images: Sequence[Pixels],
+        *,
+        flip: bool = False,
+        tile: int | None = None,
+        tile_overlap: float = OVERLAP,
+    ) -> list[Scores]:
+        """The scores of each image, as `scores` gives them; images seen equally large go together.
 
         Raises:
-            InputError: something is not an (H, W, 3) uint8 image.
+            InputError: something is not an (H, W, 3) uint8 image, or as in `check_tiling`.
         """
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(images):
-            _check_image(image)
-            by_size.setdefault(image.shape, []).append(index)
-        scores: dict[int, Scores] = {}
-        for indices in by_size.values():
-            for start in range(0, len(indices), MAX_BATCH):
-                chunk = indices[start : start + MAX_BATCH]
-                answers = self._scores_of_equal_size([images[i] for i in chunk], flip)
-                scores.update(zip(chunk, answers, strict=True))
-        return [scores[index] for index in range(len(images))]
+        views = [self.view(image, tile=tile, tile_overlap=tile_overlap) for image in images]
+        scores = [np.empty((len(self.classes) + 1, *view.size), np.float32) for view in views]
+        for index, strips in self.strips(views, flip=flip):
+            top = 0
+            for strip in strips:
+                scores[index][:, top : top + strip.shape[1]] = strip.cpu().numpy()
+                top += strip.shape[1]
+        return scores
 
     @overload
-    def predict(self, photo: Photo, *, flip: bool = False) -> Prediction: ...
-    @overload
-    def predict(self, photo: Sequence[Photo], *, flip: bool = False) -> list[Prediction]: ...
     def predict(
-        self, photo: Photo | Sequence[Photo], *, flip: bool = False
+        self,
+        photo: Photo,
+        *,
+        flip: bool = False,
+        tile: int | None = None,
+        tile_overlap: float = OVERLAP,
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self,
+        photo: Sequence[Photo],
+        *,
+        flip: bool = False,
+        tile: int | None = None,
+        tile_overlap: float = OVERLAP,
+    ) -> list[Prediction]: ...
+    def predict(
+        self,
+        photo: Photo | Sequence[Photo],
+        *,
+        flip: bool = False,
+        tile: int | None = None,
+        tile_overlap: float = OVERLAP,
     ) -> Prediction | list[Prediction]:
         """The mask of a photo, or of each photo of a sequence.
 
         Args:
             photo: A path, a PIL image, or an (H, W, 3) uint8 array, any size; or several.
             flip: Average with the mirror image: a little better, twice the time.
+            tile: Side in photo pixels of the windows in which a photo is seen whose shorter side is
+                longer; about the size of an object with its surroundings. None: seen whole.
+            tile_overlap: Share of a window that its neighbour shows again, from 0 to 0.9.
 
         Raises:
-            InputError: no such file, or an array that is not an (H, W, 3) uint8 image.
+            InputError: no such file, an array that is not an (H, W, 3) uint8 image, or windows
+                smaller than what the networks were trained on.
             CorruptFileError: a file cannot be decoded.
         """
-        if not isinstance(photo, Path | str | Image.Image | np.ndarray):
-            images = [_read(one) for one in photo]
-            scores = self.scores_batch(images, flip=flip)
-            return [self._prediction(*pair) for pair in zip(scores, images, strict=True)]
-        image = _read(photo)
-        return self._prediction(self.scores(image, flip=flip), image)
+        if isinstance(photo, Path | str | Image.Image | np.ndarray):
+            return self.predict([photo], flip=flip, tile=tile, tile_overlap=tile_overlap)[0]
+        images = [_read(one) for one in photo]
+        scores = self.scores_batch(images, flip=flip, tile=tile, tile_overlap=tile_overlap)
+        return [
+            Prediction(self.decide(torch.from_numpy(s)).numpy(), s, image)
+            for s, image in zip(scores, images, strict=True)
+        ]
+
+    def view(
+        self, image: Pixels, *, tile: int | None = None, tile_overlap: float = OVERLAP
+    ) -> View:
+        """An (H, W, 3) uint8 image as the networks see it; for `strips`.
+
+        Raises:
+            InputError: not such an image, or as in `check_tiling`.
+        """
+        _check_image(image)
+        side = min(self.input_size)
+        check_tiling(tile, tile_overlap, side)
+        height, width = image.shape[:2]
+        if tile is None or min(height, width) <= tile:
+            return View(resize(image, _input_size((height, width), side)), (height, width))
+        scaled = (round(height * side / tile), round(width * side / tile))
+        return View(resize(image, scaled), (height, width), tile_overlap)
+
+    def strips(
+        self, views: Sequence[View], *, flip: bool = False
+    ) -> Iterator[tuple[int, Iterator[Tensor]]]:
+        """Class probabilities of photos, never in memory as a whole.
+
+        Args:
+            views: Of `view`; those of equally large pictures go through the networks together.
+            flip: Average with the mirror images.
+
+        Yields:
+            The index of a view, each once, in any order; and the probabilities (K + 1, n, W)
+            float32 of the photo from top to bottom, on the segmenter's device.
+        """
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for index, view in enumerate(views):
+            if view.overlap is None:
+                alike.setdefault(view.picture.shape, []).append(index)
+            else:
+                bands = blend(
+                    view.picture,
+                    lambda windows: self._answers(windows, flip),
+                    side=min(self.input_size),
+                    overlap=view.overlap,
+                )
+                yield index, _strips(bands, view)
+        for indices in alike.values():
+            answers = self._answers([views[i].picture for i in indices], flip)
+            for index, answer in zip(indices, answers, strict=True):
+                yield index, _strips([answer], views[index])
+
+    def decide(self, scores: Tensor) -> Tensor:
+        """Probabilities (K + 1, H, W) to class ids (H, W) uint8, by threshold or by the largest."""
+        if len(self.classes) == 1:
+            return (scores[1] > self.threshold).byte()
+        return scores.argmax(0).byte()
 
     def save(
         self, folder: Path | str, *, card: Mapping[str, Any] | None = None, half: bool = False
@@ -224,43 +352,69 @@ class Segmenter:
         """
         folder, card = Path(folder), dict(self.card if card is None else card)
         check_card(card)
-        ours = {_CONFIG, _WEIGHTS, _CARD, MANIFEST}
+        ours = {*_FILES, MANIFEST}
+        remove_leftovers(folder)
         if folder.exists() and not {path.name for path in folder.iterdir()} <= ours:
             raise InputError(
                 f"{folder}: holds files that are not a segmenter's. Choose another folder."
             )
         (folder / MANIFEST).unlink(missing_ok=True)
-        config = {
-            "format": FORMAT,
-            "latentseg": latentseg.__version__,
-            "network": self.network,
-            "width": self.width,
-            "members": len(self.members),
-            "classes": list(self.classes),
-            "input_size": list(self.input_size),
-            **_NORMALISATION,
-            "threshold": self.threshold,
-            "card": card,
-        }
+        config = {**self.config, "card": card}
         write_json(folder / _CONFIG, config)
         write_safetensors(folder / _WEIGHTS, _stored(self.members.state_dict(), half=half))
         write_text(folder / _CARD, render_card(config))
         write_manifest(folder)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool = False,
+        card: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Puts the segmenter on the Hugging Face Hub, where `from_pretrained(repo_id)` finds it.
+
+        Args:
+            repo_id: "user/name"; made if missing.
+            token: That may write; by default the one of `hf auth login`.
+            private: Only for those who may read the repository, if it is made now.
+            card: Replaces the segmenter's own card.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: the card has an unknown field, the Hub refused, or there is no network.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder, card=card)
+            config = read_json(Path(folder) / _CONFIG)
+            write_text(Path(folder) / _CARD, render_card(config, usage=usage_of(repo_id)))
+            write_manifest(folder)
+            return hub.push(Path(folder), repo_id, token=token, private=private)
+
     @classmethod
-    def from_pretrained(cls, name: Path | str, *, device: str = "auto") -> Self:
+    def from_pretrained(
+        cls, name: Path | str, *, device: str = "auto", revision: str | None = None
+    ) -> Self:
         """Loads a segmenter; no code of the folder is run, and every file is verified.
 
         Args:
-            name: A bundled segmenter, for example "pets64"; the folder of a segmenter; or the run
-                folder that holds it. A folder that is called like a bundled one: "./pets64".
+            name: A bundled segmenter, for example "pets64"; the folder of a segmenter; the run
+                folder that holds it; or, if there is no such folder, "user/name" on the Hugging
+                Face Hub. A folder that is called like a bundled one: "./pets64".
             device: "auto", "cpu", "cuda", "mps".
+            revision: Branch, tag or commit of a repository on the Hub; by default the newest.
 
         Raises:
             InputError: no such segmenter; the nearest names are given.
             CorruptFileError: a file is damaged, or the weights do not fit the configuration.
         """
-        folder = _find(name)
+        if hub.is_repository(name):
+            folder = hub.fetch(str(name), (*_FILES, MANIFEST), revision=revision)
+        else:
+            folder = _find(name)
         verify_manifest(folder)
         config = _read_config(folder / _CONFIG)
         segmenter = cls(
@@ -289,19 +443,13 @@ class Segmenter:
             )
         self.members.load_state_dict(tensors)
 
-    @torch.inference_mode()
-    def _scores_of_equal_size(self, images: Sequence[Pixels], flip: bool) -> Scores:
-        size = images[0].shape[:2]
-        seen = _input_size(size, min(self.input_size))
-        x = torch.stack([to_tensor(resize(image, seen)) for image in images])
-        logits = self.logits(x.to(self.device), flip=flip)
-        logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        return logits.softmax(1).cpu().numpy()
-
-    def _prediction(self, scores: Scores, image: Pixels) -> Prediction:
-        if len(self.classes) == 1:
-            return Prediction((scores[1] > self.threshold).astype(np.uint8), scores, image)
-        return Prediction(scores.argmax(0).astype(np.uint8), scores, image)
+    def _answers(self, pictures: Sequence[Pixels], flip: bool) -> Iterator[Tensor]:
+        """Logits (K + 1, h, w) of pictures of one size, as many at a time as memory bears."""
+        height, width = pictures[0].shape[:2]
+        batch = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // (height * width)))
+        for start in range(0, len(pictures), batch):
+            x = to_tensor(np.stack(pictures[start : start + batch]))
+            yield from self.logits(x.to(self.device), flip=flip)
 
 
 class MirroredSegmenter:
@@ -309,6 +457,11 @@ class MirroredSegmenter:
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, without the background."""
+        return self.segmenter.classes
 
     def scores(self, image: Pixels) -> Scores:
         """Class probabilities (K + 1, H, W) of an (H, W, 3) image."""
@@ -442,6 +595,12 @@ def _input_size(size: tuple[int, ...], shorter: int) -> tuple[int, int]:
     height, width = size
     longer = min(shorter * max(size) // min(size), shorter * LONGEST_RATIO)
     return (shorter, longer) if height <= width else (longer, shorter)
+
+
+def _strips(bands: Iterable[Tensor], view: View) -> Iterator[Tensor]:
+    """Probabilities at the size of the photo: logits are upscaled, then softmax."""
+    for strip in upscale(bands, len(view.picture), view.size):
+        yield strip.softmax(0)
 
 
 def _read(photo: Photo) -> Pixels:

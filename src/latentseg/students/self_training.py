@@ -22,7 +22,7 @@ from latentseg.labelers.refinement import area_share, large_components
 from latentseg.progress import Progress, say
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import PRESETS, TrainConfig, train
-from latentseg.synthesis.pairs import Batch, Pairs
+from latentseg.synthesis.pairs import Batch, Pairs, from_levels
 
 LABEL_BATCH = 64  # photos that the teacher labels together
 AREA_SAMPLES = 512  # synthetic masks from which the likely areas are learned
@@ -135,8 +135,7 @@ class PhotoPairs:
     def _photo_batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
         positions = range(step * size, (step + 1) * size)
         indices = [self.order(p // len(self.kept))[p % len(self.kept)] for p in positions]
-        masks = self.labels.probabilities[indices].float() / 255
-        masks = torch.cat([1 - masks.sum(1, keepdim=True).clamp(max=1), masks], dim=1)
+        masks = from_levels(self.labels.probabilities[indices])
         weights = confidence(masks) ** self.config.confidence_power
         return to_tensor(self.photos[indices]), sharpen(masks, self.config.temperature), weights
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,13 @@ class TrainConfig:
     lr: float = 1e-3  # of Adam
     decay_at: int = 8_000  # the step from which the learning rate is multiplied ...
     decay: float = 0.2  # ... by this
-    augment: str = "none"  # none, flip, photo
+    augment: str = "none"  # none, flip, photo, parts, parts-photo
     seed: int = 0
     precision: str = "auto"  # auto, fp32, bf16
     report_every: int = 50  # steps between two lines of metrics.jsonl
     checkpoint_every: int = 250  # steps between two states on disk
+    weight_decay: float | None = None  # of Adam: this share of the weights is added to gradients
+    clip: float | None = None  # largest absolute value in a gradient
 
     def __post_init__(self) -> None:
         if self.augment not in AUGMENTATIONS:
@@ -53,6 +55,9 @@ class TrainConfig:
         for name in ("steps", "report_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1.")
+        for name in ("weight_decay", "clip"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"--{name.replace('_', '-')} {value}: above 0, or left out.")
         if self.batch < 2:
             raise InputError(f"--batch {self.batch}: batch normalisation needs at least 2.")
 
@@ -64,6 +69,21 @@ PRESETS = {
     "standard": TrainConfig(width=0.375, steps=800, batch=32, decay_at=550, augment="photo"),
     # Melas-Kyriazi et al. 2021; wants a GPU
     "paper": TrainConfig(),
+}
+# For parts, which a student learns from the probabilities of a few-shot labeler: more steps. Short
+# trainings do not gain from the strong changes of "parts"; those of the paper are long.
+PARTS_PRESETS = {
+    "quick": replace(PRESETS["quick"], steps=1_000, decay_at=700),
+    "standard": replace(PRESETS["standard"], steps=2_000, decay_at=1_400),
+    # Tritrong et al. 2021, 1000 epochs of 5000 pairs; theirs waits for a plateau to lower the rate
+    "paper": TrainConfig(
+        steps=156_000,
+        batch=32,
+        decay_at=104_000,
+        augment="parts",
+        weight_decay=1e-3,
+        clip=0.1,
+    ),
 }
 _FREE = ("report_every", "checkpoint_every", "latentseg", "torch")  # may change on continuing
 
@@ -143,13 +163,37 @@ def segmentation_loss(logits: Tensor, masks: Tensor, weights: Tensor | None = No
     return (losses * counted).sum() / counted.sum().clamp(min=1e-6)
 
 
-def foreground_iou(logits: Tensor, masks: Tensor) -> float:
-    """IoU of everything that is not background, pooled over a batch; 1 if there is none of it."""
-    predicted = logits.argmax(1) > 0
-    true = masks > 0 if masks.ndim == 3 else masks.argmax(1) > 0
-    valid = masks != IGNORE if masks.ndim == 3 else torch.ones_like(true)
-    union = ((predicted | true) & valid).sum()
-    return float((predicted & true & valid).sum() / union) if union else 1.0
+def foreground_iou(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> float:
+    """IoU of everything that is not background, pooled over a batch; 1 if there is none of it.
+
+    Arguments are those of `segmentation_loss`; pixels count fully, or with weight 0 not at all.
+    """
+    predicted, true = (ids > 0 for ids in _counted_ids(logits, masks, weights))
+    union = (predicted | true).sum()
+    return float((predicted & true).sum() / union) if union else 1.0
+
+
+def mean_iou(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> float:
+    """Mean of the IoU of each class, pooled over a batch, background included.
+
+    Classes that are neither there nor predicted do not count; 1 if there are none at all.
+    Arguments are those of `foreground_iou`.
+    """
+    n = logits.shape[1]
+    predicted, true = _counted_ids(logits, masks, weights)
+    pairs = torch.bincount(n * true + predicted, minlength=n * n).view(n, n)
+    union = pairs.sum(0) + pairs.sum(1) - pairs.diag()
+    ious = pairs.diag()[union > 0] / union[union > 0]
+    return float(ious.mean()) if len(ious) else 1.0
+
+
+def _counted_ids(logits: Tensor, masks: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The predicted and the true class of each pixel that counts, both (N,) int64."""
+    true = masks.long() if masks.ndim == 3 else masks.argmax(1)
+    is_counted = true != IGNORE
+    if weights is not None:
+        is_counted &= weights > 0
+    return logits.argmax(1)[is_counted], true[is_counted]
 
 
 class _Training:
@@ -170,7 +214,9 @@ class _Training:
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.network = _new_network(pairs, config, start)
         self.network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.lr)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay or 0.0
+        )
         self.step, tensors = self.checkpoints.load()
         if tensors:
             self._restore(tensors)
@@ -190,12 +236,12 @@ class _Training:
         ):
             losses: list[float] = []
             while self.step < config.steps:
-                loss, logits, masks = self._take_step()
+                loss, logits, batch = self._take_step()
                 losses.append(loss)
                 self.step += 1
                 is_last = self.step == config.steps
                 if is_last or self.step % config.report_every == 0:
-                    self._report(sum(losses) / len(losses), foreground_iou(logits, masks), progress)
+                    self._report(sum(losses) / len(losses), logits, batch, progress)
                     losses = []
                 if is_last or interrupt.is_held or self.step % config.checkpoint_every == 0:
                     self.checkpoints.save(self.step, self._state())
@@ -213,8 +259,8 @@ class _Training:
             card=card,
         )
 
-    def _take_step(self) -> tuple[float, Tensor, Tensor]:
-        """Loss, logits and masks of one step, a function of (seed, step) and the weights."""
+    def _take_step(self) -> tuple[float, Tensor, Batch]:
+        """Loss, logits and pairs of one step, a function of (seed, step) and the weights."""
         config = self.config
         torch.manual_seed(int(derive_seeds(config.seed, _STEP_KEY, self.step)))  # for dropout
         batch = self.pairs.batch(self.step, config.batch).to(self.device)
@@ -231,8 +277,10 @@ class _Training:
             group["lr"] = lr
         self.optimizer.zero_grad()
         loss.backward()
+        if config.clip is not None:
+            nn.utils.clip_grad_value_(self.network.parameters(), config.clip)
         self.optimizer.step()
-        return loss.item(), logits.detach(), batch.masks
+        return loss.item(), logits.detach(), batch
 
     def _check_ids(self, masks: Tensor) -> None:
         if masks.ndim == 3:
@@ -260,9 +308,14 @@ class _Training:
             "Train into another folder with a lower --lr, or with --precision fp32."
         )
 
-    def _report(self, loss: float, iou: float, progress: Progress) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
-        line = {"step": self.step, "loss": loss, "iou": iou, "lr": lr}
+    def _report(self, loss: float, logits: Tensor, batch: Batch, progress: Progress) -> None:
+        line = {
+            "step": self.step,
+            "loss": loss,
+            "iou": foreground_iou(logits, batch.masks, batch.weights),
+            "mean_iou": mean_iou(logits, batch.masks, batch.weights),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
         line["images_per_s"] = round(progress.rate(self.step), 2)
         with open(self.metrics, "a") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from latentseg.errors import InputError
-from latentseg.generators.protocols import Generator
+from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import Pixels, to_pixels, to_tensor
-from latentseg.labelers.protocols import Labeler, Labelled
+from latentseg.labelers.protocols import Labeler, Labelled, SoftLabeler
 from latentseg.seeds import derive_seeds
-from latentseg.synthesis.pairs import Batch
+from latentseg.synthesis.pairs import Batch, from_levels, to_levels
 
 SAMPLES = 1  # keeps the seeds of samples apart from those of a search with the same seed
 ATTEMPTS = 25  # official code: how often a refused sample is drawn again
@@ -31,6 +31,8 @@ class Block:
         seeds: (n,) int64, the seed of each sample's latent.
         attempts: (n,) int64, how many candidates were drawn for each sample.
         removed: (n, n_filters) int64, how many of them each filter refused.
+        soft: (n, K, H, W) uint8, 0..255 for 0..1, how likely each class but the background is; its
+            own probability is the rest to 255. None: only the masks are known.
     """
 
     start: int
@@ -41,6 +43,7 @@ class Block:
     seeds: NDArray[np.int64]
     attempts: NDArray[np.int64]
     removed: NDArray[np.int64]
+    soft: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,11 +61,12 @@ class Stream:
         labeler: Labels and refuses.
         seed: Of all samples.
         block: Samples that are drawn together.
+        soft: Give class probabilities, in steps of 1/255, in place of masks.
         is_ahead: Draw the next block in the background while this one is being used; by default
             on a GPU, where the host would wait otherwise.
 
     Raises:
-        InputError: the labeler belongs to another generator.
+        InputError: the labeler belongs to another generator, or knows no probabilities.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Stream:
         *,
         seed: int = 0,
         block: int = 64,
+        soft: bool = False,
         is_ahead: bool | None = None,
     ) -> None:
         if labeler.generator.info != generator.info:
@@ -79,7 +84,13 @@ class Stream:
                 f"the labeler was fitted to generator {labeler.generator.info.name!r}, not to "
                 f"{generator.info.name!r}. Fit one to this generator."
             )
+        if soft and not isinstance(labeler, SoftLabeler):
+            raise InputError(
+                f"the labeler {labeler.info['method']} gives masks, but no probabilities of the "
+                "classes. Leave out soft labels, or take a few-shot labeler."
+            )
         self.generator, self.labeler = generator, labeler
+        self.soft_labeler = labeler if soft and isinstance(labeler, SoftLabeler) else None
         self.seed, self.block_size = seed, block
         self.is_ahead = generator.device.type == "cuda" if is_ahead is None else is_ahead
         self._drawer = ThreadPoolExecutor(1)
@@ -95,16 +106,22 @@ class Stream:
         """(height, width) of images and masks."""
         return self.generator.info.size
 
+    @property
+    def is_soft(self) -> bool:
+        """Whether it gives class probabilities in place of masks."""
+        return self.soft_labeler is not None
+
     def batch(self, step: int, size: int) -> Batch:
         """Samples step * size to (step + 1) * size - 1, on the CPU."""
         first, end = step * size, (step + 1) * size
         parts = [
-            (block.images[rows], block.masks[rows])
+            (block.images[rows], block.masks[rows] if block.soft is None else block.soft[rows])
             for block in self._blocks(first, end)
             for rows in [slice(max(first - block.start, 0), end - block.start)]
         ]
         images, masks = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return Batch(to_tensor(images), torch.from_numpy(masks))
+        found = torch.from_numpy(masks)
+        return Batch(to_tensor(images), from_levels(found) if self.is_soft else found)
 
     def block(self, k: int) -> Block:
         """Samples k * block to (k + 1) * block - 1.
@@ -122,6 +139,7 @@ class Stream:
             seeds=np.empty(n, np.int64),
             attempts=np.zeros(n, np.int64),
             removed=np.zeros((n, len(self.labeler.filters)), np.int64),
+            soft=np.empty((n, len(self.classes), *self.size), np.uint8) if self.is_soft else None,
         )
         pending, attempt = np.arange(n), 0
         while len(pending):
@@ -135,7 +153,7 @@ class Stream:
         """Draws one candidate for each pending row of the block; returns those still pending."""
         seeds = derive_seeds(self.seed, SAMPLES, block.start + pending, attempt)
         latents = self.generator.sample(seeds.to(self.generator.device))
-        labelled: Labelled = self.labeler.label(latents)
+        labelled, soft = self._label(latents)
         rejected_by = labelled.rejected_by.numpy()
         is_good = rejected_by == 0
         block.attempts[pending] += 1
@@ -143,11 +161,20 @@ class Stream:
         good, rows = torch.from_numpy(is_good), pending[is_good]
         block.images[rows] = to_pixels(labelled.images[good.to(labelled.images.device)])
         block.masks[rows] = labelled.masks[good].numpy()
+        if block.soft is not None and soft is not None:
+            block.soft[rows] = soft[is_good]
         block.confidence[rows] = labelled.confidence[good].numpy()
         block.seeds[rows] = seeds[good].numpy()
         if latents.labels is not None:
             block.labels[rows] = latents.labels.cpu()[good].numpy()
         return pending[~is_good]
+
+    def _label(self, latents: Latents) -> tuple[Labelled, Pixels | None]:
+        """The images with their masks, and the levels of their classes if these are wanted."""
+        if self.soft_labeler is None:
+            return self.labeler.label(latents), None
+        labelled, probabilities = self.soft_labeler.label_softly(latents)
+        return labelled, to_levels(probabilities).cpu().numpy()
 
     def _blocks(self, first: int, end: int) -> list[Block]:
         """The blocks that hold samples `first` to `end` - 1; may ask for the next ones."""

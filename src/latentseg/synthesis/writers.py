@@ -5,12 +5,14 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, TextIO
+
+import numpy as np
 
 from latentseg import __version__
 from latentseg.errors import InputError
@@ -28,6 +30,7 @@ from latentseg.generators.protocols import Generator
 from latentseg.images import IGNORE, encode
 from latentseg.labelers.protocols import Labeler
 from latentseg.progress import Progress, say
+from latentseg.synthesis.pairs import SOFT
 from latentseg.synthesis.stream import Block, Stream
 
 FORMAT = 1
@@ -38,7 +41,8 @@ COMPRESSED = {
     "png": 0.9,
     "jpg": 0.25,
 }  # share of the raw bytes, seldom exceeded by generated images
-SLACK_BYTES = 2 * 4096  # two files per sample do not end at a block of the disk
+MASK_COMPRESSED, SOFT_COMPRESSED = 0.2, 0.5  # the same of a mask, and of a class's probabilities
+SLACK_BYTES = 4096  # a file does not end at a block of the disk
 
 Record = dict[str, Any]
 
@@ -52,6 +56,7 @@ def synthesize(
     seed: int = 0,
     suffix: Literal["png", "jpg"] = "png",
     block: int = 64,
+    soft: bool = False,
     quiet: bool = False,
 ) -> Path:
     """Writes the first `count` samples of a stream as a dataset folder.
@@ -63,11 +68,14 @@ def synthesize(
         generator: The generator that the labeler was fitted to.
         labeler: Labels and refuses.
         count: Number of samples.
-        out: The folder: images/, masks/, dataset.json, samples.jsonl (where each sample comes
-            from), MANIFEST.json.
+        out: The folder: images/, masks/, soft/ if asked for, dataset.json, samples.jsonl (where
+            each sample comes from), MANIFEST.json.
         seed: Of all samples; sample i depends only on (seed, i).
         suffix: "png" is lossless; "jpg" of quality 95 is smaller. Masks are always PNG.
         block: Samples that are drawn together.
+        soft: Keep class probabilities, too, for a student that learns from them (Tritrong 2021).
+            soft/NAME.png has the levels of all classes but the background (see `to_levels`), one
+            (H, W) picture below the other.
         quiet: Print no progress.
 
     Returns:
@@ -75,26 +83,28 @@ def synthesize(
 
     Raises:
         InputError: `out` holds another or a larger dataset; the disk is too small; the filters
-            refuse nearly everything.
+            refuse nearly everything; or the labeler knows no probabilities.
         CorruptFileError: a finished dataset has changed since.
     """
     out = Path(out)
     if count < 1 or suffix not in COMPRESSED:
         raise InputError(f"count {count}, suffix {suffix!r}: expected at least 1, and png or jpg.")
-    stream = Stream(generator, labeler, seed=seed, block=block)
-    asked = {
+    stream = Stream(generator, labeler, seed=seed, block=block, soft=soft)
+    asked: dict[str, Any] = {
         "generator": generator.info.to_json(),
         "labeler": labeler.info,
         "seed": seed,
         "suffix": suffix,
         "block": block,
     }
+    if soft:
+        asked[SOFT] = True
     with locked(out):
         claim(out, asked)
         is_finished = (out / MANIFEST).is_file()
         if is_finished:
             verify_manifest(out)
-        tally = _resume(out, suffix)
+        tally = _resume(out, suffix, soft)
         if tally.count > count:
             raise InputError(
                 f"{out}: holds {tally.count} samples already, more than the {count} asked for. "
@@ -106,7 +116,11 @@ def synthesize(
         (out / MANIFEST).unlink(missing_ok=True)
         with _full_disk_explained(out):
             _write_samples(out, stream, tally, count, suffix, quiet)
-            write_json(out / "dataset.json", _describe(stream, tally))
+            removed = dict(zip(labeler.filters, tally.removed, strict=True))
+            write_json(
+                out / "dataset.json",
+                describe(stream, count=count, candidates=tally.candidates, removed=removed),
+            )
             write_manifest(out)
     return out
 
@@ -126,7 +140,7 @@ class _Tally:
         self.removed = [a + b for a, b in zip_longest(self.removed, record["removed"], fillvalue=0)]
 
 
-def _resume(out: Path, suffix: str) -> _Tally:
+def _resume(out: Path, suffix: str, soft: bool) -> _Tally:
     """Counts what was entered and is intact; forgets the rest, like a line that a kill cut off."""
     tally, end = _Tally(), 0
     path = out / RECORDS
@@ -134,7 +148,9 @@ def _resume(out: Path, suffix: str) -> _Tally:
         with open(path, "rb") as journal:
             for line in journal:
                 record = _parse(line)
-                if record.get("name") != _name(tally.count) or not _is_intact(out, record, suffix):
+                if record.get("name") != _name(tally.count):
+                    break
+                if not _is_intact(_paths(out, record["name"], suffix, soft), record):
                     break
                 tally.add(record)
                 end += len(line)
@@ -155,10 +171,14 @@ def _name(index: int) -> str:
     return f"{index:08d}"
 
 
-def _is_intact(out: Path, record: Record, suffix: str) -> bool:
-    """Whether both files of a sample are there and as they were when it was entered."""
-    name = record["name"]
+def _paths(out: Path, name: str, suffix: str, soft: bool) -> list[Path]:
+    """The files of a sample: image, mask, and class probabilities if there are any."""
     paths = [out / "images" / f"{name}.{suffix}", out / "masks" / f"{name}.png"]
+    return [*paths, out / SOFT / f"{name}.png"] if soft else paths
+
+
+def _is_intact(paths: list[Path], record: Record) -> bool:
+    """Whether the files of a sample are there and as they were when it was entered."""
     return all(path.is_file() for path in paths) and record["sha256"] == [*map(sha256, paths)]
 
 
@@ -166,7 +186,7 @@ def _write_samples(
     out: Path, stream: Stream, tally: _Tally, count: int, suffix: str, quiet: bool
 ) -> None:
     """Appends samples until there are `count`; one block is encoded while the next is drawn."""
-    for folder in (out / "images", out / "masks"):
+    for folder in [path.parent for path in _paths(out, "", suffix, stream.is_soft)]:
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
             if path.stem >= _name(tally.count):
@@ -198,11 +218,13 @@ def _enter(writing: list[Future[Record]], tally: _Tally, journal: TextIO) -> Non
 
 
 def _write_sample(out: Path, block: Block, row: int, suffix: str) -> Record:
-    """Writes one image and one mask. A part of a file does no harm: it was never entered."""
+    """Writes the files of one sample. A part of a file does no harm: it was never entered."""
     name = _name(block.start + row)
-    image, mask = encode(block.images[row], f".{suffix}"), encode(block.masks[row])
-    (out / "images" / f"{name}.{suffix}").write_bytes(image)
-    (out / "masks" / f"{name}.png").write_bytes(mask)
+    files = [encode(block.images[row], f".{suffix}"), encode(block.masks[row])]
+    if block.soft is not None:
+        files.append(encode(np.concatenate(block.soft[row])))  # (K, H, W) to (K * H, W)
+    for path, file in zip(_paths(out, name, suffix, block.soft is not None), files, strict=True):
+        path.write_bytes(file)
     return {
         "name": name,
         "seed": int(block.seeds[row]),
@@ -210,14 +232,18 @@ def _write_sample(out: Path, block: Block, row: int, suffix: str) -> Record:
         "confidence": round(float(block.confidence[row]), 4),
         "attempts": int(block.attempts[row]),
         "removed": block.removed[row].tolist(),
-        "sha256": [hashlib.sha256(image).hexdigest(), hashlib.sha256(mask).hexdigest()],
+        "sha256": [hashlib.sha256(file).hexdigest() for file in files],
     }
 
 
 def _check_space(out: Path, stream: Stream, count: int, suffix: str, quiet: bool) -> None:
     """Says what the samples will take, and refuses if the disk has less."""
     height, width = stream.size
-    needed = int(count * (height * width * (3 * COMPRESSED[suffix] + 0.2) + SLACK_BYTES))
+    share = 3 * COMPRESSED[suffix] + MASK_COMPRESSED
+    if stream.is_soft:
+        share += len(stream.classes) * SOFT_COMPRESSED
+    slack = SLACK_BYTES * len(_paths(out, "", suffix, stream.is_soft))
+    needed = int(count * (height * width * share + slack))
     say(
         f"synth: {count} pairs of {height} x {width} px to {out}, at most {needed / 1e6:.0f} MB",
         quiet=quiet,
@@ -242,21 +268,31 @@ def _full_disk_explained(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _describe(stream: Stream, tally: _Tally) -> dict[str, Any]:
-    """dataset.json: what a reader of the folder must know, and where it comes from."""
+def describe(
+    stream: Stream, *, count: int, candidates: int, removed: Mapping[str, int]
+) -> dict[str, Any]:
+    """What dataset.json says: what a reader must know, and where the samples come from.
+
+    Args:
+        stream: What was written.
+        count: How many samples of it.
+        candidates: How many were drawn for them.
+        removed: How many of those each filter refused.
+    """
     info = stream.generator.info
-    return {
+    description = {
         "format": FORMAT,
         "latentseg": __version__,
         "classes": list(stream.classes),
         "ignore": IGNORE,
         "foreground": None,
         "size": list(stream.size),
-        "count": tally.count,
+        "count": count,
         "seed": stream.seed,
-        "candidates": tally.candidates,
-        "removed": dict(zip(stream.labeler.filters, tally.removed, strict=True)),
+        "candidates": candidates,
+        "removed": dict(removed),
         "licence": info.licence,
         "generator": info.to_json(),
         "labeler": stream.labeler.info,
     }
+    return {**description, SOFT: True} if stream.is_soft else description
