@@ -7,14 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latentseg.evaluation.datasets import open_dataset
     from latentseg.evaluation.protocols import evaluate
     from latentseg.generators import list_generators, load_generator
     from latentseg.generators.training import train_generator
+    from latentseg.inversion import invert
     from latentseg.labelers import load_labeler
     from latentseg.labelers.directions import fit_directions
+    from latentseg.labelers.few_shot import fit_few_shot
+    from latentseg.labelers.style_mixing import fit_style_mixing
     from latentseg.students.segmenter import Segmenter
-    from latentseg.students.self_training import self_train
     from latentseg.students.training import train
     from latentseg.synthesis.writers import synthesize
 

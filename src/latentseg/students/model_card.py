@@ -149,8 +149,8 @@ def _results(results: list[Mapping[str, Any]]) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"## Results on real photos\n\n{table}\n\n"
-        "`iou` is the mean over the images, `iou_pooled` is over all pixels together; `mean_iou` and "
-        "`weighted_iou` are, too, and count the background as a class."
+        "`iou` is the mean over the images, `iou_pooled` is over all pixels together; `mean_iou` "
+        "and `weighted_iou` are, too, and count the background as a class."
     )
 
 
