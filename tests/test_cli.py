@@ -113,7 +113,7 @@ def test_doctor_and_generators_answer_in_json(latentseg) -> None:
     assert json.loads(out)["latentseg"] == "0.1.0"
     code, out, _ = latentseg("generators", "--json", "-")
     assert code == 0
-    assert [row["name"] for row in json.loads(out)["bundled"]] == ["pets64"]
+    assert [row["name"] for row in json.loads(out)["bundled"]] == ["pets64", "street96"]
 
 
 def test_stages_one_by_one_from_generator_to_masks_of_photos(latentseg, tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ from latentseg.errors import CorruptFileError, DivergedError, InputError
 from latentseg.files import verify_manifest
 from latentseg.generators.arrays import read_array
 from latentseg.generators.family import Sampling
+from latentseg.generators.noise_maps import (
+    noise_correlation,
+    noise_maps,
+    normalised,
+    with_noise,
+)
 from latentseg.generators.protocols import Latents
 from latentseg.generators.style_generator import StyleGenerator
 from latentseg.images import read_image, read_mask, to_pixels, write_image
@@ -22,17 +28,12 @@ from latentseg.inversion import (
     VARIANTS,
     Inversion,
     InversionConfig,
-    MultiScaleLoss,
-    PerceptualLoss,
     invert,
-    noise_correlation,
-    noise_maps,
-    normalised,
     read_inverted,
     unexplained,
-    with_noise,
 )
 from latentseg.labelers.few_shot import OURS, FewShotConfig, PaintedImages, fit_few_shot
+from latentseg.reconstruction_losses import MultiScaleLoss, PerceptualLoss
 from tests.generators.tiny_dcgan import TINY as DCGAN
 from tests.generators.tiny_stylegan1 import TINY as STYLEGAN1
 from tests.generators.tiny_stylegan2 import tiny

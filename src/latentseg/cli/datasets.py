@@ -138,9 +138,12 @@ def check(
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
     """
     from latentseg.evaluation.datasets import check_dataset, open_dataset
-    from latentseg.synthesis.shard_files import ShardFolder, is_sharded
+    from latentseg.synthesis.shard_files import ShardFolder, check_shards, is_sharded
 
-    problems = check_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
+    if is_sharded(dataset):
+        problems = check_shards(dataset)
+    else:
+        problems = check_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
     write_result(common, {"dataset": str(dataset), "problems": problems})
     if problems:
         listed = "\n  ".join(problems)
