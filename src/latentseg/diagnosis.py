@@ -34,6 +34,7 @@ def diagnose() -> dict[str, str]:
         "networks (extra)": _extra("segmentation_models_pytorch", "networks"),
         "metrics (extra)": _extra("torch_fidelity", "metrics"),
         "diffusion (extra)": _extra("diffusers", "diffusion"),
+        "export (extra)": _extra("onnxruntime", "export"),
         "temporary folder": f"{free_bytes(tempfile.gettempdir()) / GIB:.1f} GiB free",
         "bundled generators": ", ".join(each.name for each in list_generators()) or "none",
         "bundled segmenters": ", ".join(list_segmenters()) or "none",

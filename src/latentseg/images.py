@@ -205,8 +205,9 @@ def write_mask(path: Path | str, mask: Pixels) -> None:
 
 def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
     """Resizes a photo (H, W, 3) to `size` = (height, width), bilinear with antialiasing."""
-    picture = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.array(picture)
+    # Width, then height: which comes first in one call, and so the rounding, Pillow 13 changed.
+    picture = Image.fromarray(image).resize((size[1], len(image)), Image.Resampling.BILINEAR)
+    return np.array(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: Pixels, size: tuple[int, int]) -> Pixels:

@@ -20,7 +20,7 @@ from latentseg.cli.generators import convert, generators, train_generator
 from latentseg.cli.job import run
 from latentseg.cli.labelers import fit, instances, paint
 from latentseg.cli.photos import invert
-from latentseg.cli.students import evaluate, predict, train
+from latentseg.cli.students import evaluate, export, predict, train
 from latentseg.errors import LatentsegError
 from latentseg.interrupts import Terminated
 
@@ -48,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "export": export,
     "check": check,
     "convert-dataset": convert_dataset,
     "doctor": doctor,

@@ -10,6 +10,7 @@ from latentseg.cli.common import (
     COMMON,
     CommonFlags,
     Model,
+    Out,
     changed,
     open_segmenter,
     photos_and_out,
@@ -196,6 +197,74 @@ def predict(
     listed = {"segmented": [str(path) for path in segmented], "problems": problems}
     write_result(common, listed)
     refuse_left_out(problems)
+
+
+def export(
+    model: Model,
+    out: Out,
+    *,
+    format: Literal["safetensors", "onnx", "torch"] = "onnx",
+    int8: bool = False,
+    flip: bool = False,
+    photos: Path | None = None,
+    data: Path | None = None,
+    group: tuple[str, ...] = (),
+    push: str | None = None,
+    private: bool = False,
+    common: CommonFlags = COMMON,
+) -> None:
+    """A segmenter for elsewhere; refused unless its answers are those of the original.
+
+    Args:
+        model: The segmenter.
+        out: Folder of the result.
+        format: onnx: a photo of any size in, mask and scores out, with a predictor of one file that
+            needs numpy, Pillow and onnxruntime; torch: a torch.export program; safetensors: a model
+            folder.
+        int8: onnx: 8-bit weights and activations for CPUs, if the IoU falls by less than 0.005.
+        flip: Average the answer with that for the mirrored photo.
+        photos: Real photos on which both must agree, and from which 8-bit ranges are taken; by
+            default drawn ones.
+        data: Photos with masks, on which the IoU of int8 is measured.
+        group: Classes made of the labels of `data`.
+        push: Upload to this repository of the Hugging Face Hub, NAME/REPO; `hf auth login` first.
+        private: Make that repository private.
+    """
+    from latentseg.evaluation.datasets import open_dataset
+    from latentseg.evaluation.protocols import evaluate as measured
+    from latentseg.students import hub
+    from latentseg.students.export import PhotoScorer, export_segmenter
+
+    segmenter = open_segmenter(model, common)
+    labelled = None if data is None else open_dataset(data, grouping=group)
+    protocol = "melas2021" if len(segmenter.classes) == 1 else "tritrong2021"
+
+    def iou(scorer: PhotoScorer) -> float:
+        assert labelled is not None
+        return measured(scorer, labelled, protocol=protocol, quiet=common.quiet).iou
+
+    record = export_segmenter(
+        segmenter,
+        out,
+        format=format,
+        flip=flip,
+        int8=int8,
+        photos=photos,
+        measure=None if labelled is None else iou,
+        quiet=common.quiet,
+    )
+    tell(common, str(out))
+    if agreement := record.get("agreement"):
+        tell(
+            common,
+            f"on {agreement['n_photos']} photos ({agreement['photos']}) logits differ by at most "
+            f"{agreement['max_difference']:.1e}, {agreement['equal_labels']:.3%} of labels are equal",
+        )
+    if push and format == "safetensors":
+        tell(common, segmenter.push_to_hub(push, private=private))
+    elif push:
+        tell(common, hub.push(out, push, token=None, private=private))
+    write_result(common, record)
 
 
 def student_config(

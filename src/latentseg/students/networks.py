@@ -80,7 +80,7 @@ class UNet(nn.Module):
         """Logits (B, n_classes, H, W) of images (B, 3, H, W) in [-1, 1]."""
         height, width = x.shape[-2:]
         smallest = 2 ** len(self.down)
-        if min(height, width) < smallest:  # nothing would be left at the lowest level
+        if height < smallest or width < smallest:  # nothing would be left at the lowest level
             missing = (0, max(0, smallest - width), 0, max(0, smallest - height))
             x = functional.pad(x, missing, mode="replicate")
         x = self.entry(x)
@@ -107,9 +107,8 @@ def _double_convolution(inputs: int, outputs: int) -> nn.Sequential:
 
 def _pad_to(x: Tensor, target: Tensor) -> Tensor:
     """Zeros around `x` up to the height and width of `target`."""
+    # Also where nothing is missing: an exported program holds no branch on the size.
     rows, columns = target.shape[-2] - x.shape[-2], target.shape[-1] - x.shape[-1]
-    if rows == columns == 0:
-        return x
     return functional.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
@@ -176,6 +175,5 @@ class PaddedNetwork(nn.Module):
         """Logits (B, n_classes, H, W); edge pixels are repeated to the right and below."""
         height, width = x.shape[-2:]
         missing = (0, -width % self.multiple, 0, -height % self.multiple)
-        if any(missing):
-            x = functional.pad(x, missing, mode="replicate")
+        x = functional.pad(x, missing, mode="replicate")
         return self.network(x)[..., :height, :width]
