@@ -11,6 +11,7 @@ import torch
 from latentseg.labelers.refinement import (
     FILTERS,
     RefinementConfig,
+    area_share,
     histogram_peaks,
     large_components,
     perimeter,
@@ -36,6 +37,88 @@ def large_components_one_by_one(mask: np.ndarray, min_share: float) -> np.ndarra
     areas = np.bincount(regions.ravel())[1:]
     kept = [i + 1 for i, area in enumerate(areas) if area / areas.max() > min_share]
     return np.isin(regions, kept)
+
+
+def peaks_one_by_one(image: np.ndarray, bins: int, smooth: int) -> int:
+    ids = np.clip((image + np.float32(1)) * np.float32(bins / 2), 0, bins - 1).astype(int)
+    counts = [int((ids == k).sum()) for k in range(bins)]
+    reach = smooth // 2
+    box = [sum(counts[max(0, k - reach) : k + reach + 1]) for k in range(bins)]
+    ends = [-1, *box, -1]
+    return sum(ends[k] <= ends[k + 1] >= ends[k + 2] for k in range(bins))
+
+
+def roundness_one_by_one(mask: np.ndarray) -> float:
+    regions = np.asarray(skimage.measure.label(mask, connectivity=2))
+    areas = np.bincount(regions.ravel())
+    areas[0] = 0
+    component = regions == areas.argmax()
+    if not 0.05 < areas.max() / mask.size < 0.9:
+        return 0.0
+    return areas.max() / skimage.measure.perimeter(component, neighborhood=4) ** 2
+
+
+def verdict_one_by_one(
+    mask: np.ndarray, parts: list[np.ndarray], shifted: list[np.ndarray], config: RefinementConfig
+) -> tuple[np.ndarray, int]:
+    mask = large_components_one_by_one(mask, config.min_component)
+    parts = [large_components_one_by_one(part, config.min_component) for part in parts]
+    areas = [judged.sum() / mask.size for judged in parts or [mask]]
+    peaks = [peaks_one_by_one(image, config.bins, config.smooth) for image in shifted]
+    passed = [
+        mask.any() or config.min_area == 0,
+        min(*areas, mask.mean()) >= config.min_area and max(areas) <= config.max_area,
+        min(peaks) >= config.min_peaks,
+        roundness_one_by_one(mask) >= config.min_roundness,
+        not parts or (parts[0] == parts[1]).mean() >= config.min_overlap,
+    ]
+    return mask, 0 if all(passed) else passed.index(False) + 1
+
+
+@pytest.mark.parametrize("n_parts", [0, 2])
+@pytest.mark.parametrize("key", range(4))
+def test_refine_when_compared_with_single_masks_then_not_one_bit_differs(key: int, n_parts: int):
+    rng = np.random.default_rng(key)
+    size = (int(rng.integers(9, 40)), int(rng.integers(9, 40)))
+    masks, *parts = [blobs(48, size, 3 * key + i) for i in range(1 + n_parts)]
+    masks[0], masks[1], masks[2] = False, True, rng.random(size) > 0.6
+    shifted = [
+        rng.choice([-0.6, 0.5], (48, 3, 1, 1)) * rng.random((48, 1, *size))
+        + rng.normal(0, 0.3, size)
+        for _ in range(max(n_parts, 1))
+    ]
+    shifted = [np.float32(x) for x in shifted]
+    config = RefinementConfig(min_roundness=0.01, min_overlap=0.45, max_area=0.7, bins=12 + key)
+    cleaned, rejected_by = refine(masks, parts, [torch.from_numpy(x) for x in shifted], config)
+    expected = [
+        verdict_one_by_one(masks[i], [p[i] for p in parts], [x[i] for x in shifted], config)
+        for i in range(48)
+    ]
+    np.testing.assert_array_equal(cleaned, [mask for mask, _ in expected])
+    np.testing.assert_array_equal(rejected_by, [verdict for _, verdict in expected])
+    assert len(set(rejected_by.tolist())) >= 3
+
+
+def test_area_share_when_compared_with_the_mean_then_not_one_bit_differs():
+    masks = blobs(30, (7, 11))
+    np.testing.assert_array_equal(area_share(masks), [mask.mean() for mask in masks])
+    np.testing.assert_array_equal(area_share(masks[::2, 1:, ::-1]), masks[::2, 1:].mean((1, 2)))
+    assert area_share(masks[:0]).shape == (0,)
+
+
+def test_histogram_peaks_when_the_batch_is_large_then_images_are_counted_on_their_own():
+    large = torch.rand((3, 3, 700, 500), generator=torch.Generator().manual_seed(0)) * 2.6 - 1.3
+    large[1] = large[1] ** 3
+    kept = large.clone()
+    found = histogram_peaks(large, 20, 5)
+    assert found.tolist() == [peaks_one_by_one(image.numpy(), 20, 5) for image in large]
+    assert torch.equal(large, kept)
+
+
+def test_large_components_when_the_array_is_a_view_then_it_is_read_as_it_is_seen():
+    masks = blobs(12, (20, 24))
+    view = masks[::2, ::-1, 3:]
+    np.testing.assert_array_equal(large_components(view, 0.3), large_components(view.copy(), 0.3))
 
 
 @pytest.mark.parametrize("min_share", [0.0, 0.2, 0.6])
@@ -82,6 +165,14 @@ def test_perimeter_when_compared_with_skimage_then_they_agree():
     masks = blobs()
     expected = [skimage.measure.perimeter(mask, neighborhood=4) for mask in masks]
     np.testing.assert_allclose(perimeter(masks), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2), (33, 31)])
+def test_perimeter_when_masks_touch_the_border_then_it_is_as_in_skimage(size: tuple[int, int]):
+    masks = np.random.default_rng(0).random((30, *size)) > 0.3
+    masks[0] = True
+    expected = [skimage.measure.perimeter(mask, neighborhood=4) for mask in masks]
+    np.testing.assert_allclose(perimeter(masks), expected, rtol=1e-12)
 
 
 def test_roundness_when_disc_bar_or_nothing_then_it_orders_them():

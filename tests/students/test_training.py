@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from latentseg.distributed import Team
 from latentseg.errors import DivergedError, InputError
 from latentseg.files import read_json, read_safetensors, verify_manifest, write_json
 from latentseg.images import to_pixels
@@ -321,9 +322,8 @@ def test_dropout_is_reproducible(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "build_network", with_dropout)
     for name in "ab":
         torch.manual_seed(ord(name))
-        record = training._Training(
-            SMALL, TINY, tmp_path / name, start=None, device=torch.device("cpu")
-        )
+        team = Team(torch.device("cpu"))
+        record = training._Training(SMALL, TINY, tmp_path / name, start=None, team=team)
         record.run(quiet=True)
     states = [(tmp_path / name / "checkpoints/step-0000012/state.safetensors") for name in "ab"]
     assert states[0].read_bytes() == states[1].read_bytes()

@@ -257,8 +257,8 @@ def export(
     if agreement := record.get("agreement"):
         tell(
             common,
-            f"on {agreement['n_photos']} photos ({agreement['photos']}) logits differ by at most "
-            f"{agreement['max_difference']:.1e}, {agreement['equal_labels']:.3%} of labels are equal",
+            f"on {agreement['n_photos']} photos ({agreement['photos']}): logits differ by at most "
+            f"{agreement['max_difference']:.1e}, equal labels {agreement['equal_labels']:.3%}",
         )
     if push and format == "safetensors":
         tell(common, segmenter.push_to_hub(push, private=private))

@@ -9,9 +9,11 @@ from typing import Any
 from latentseg.devices import pick_device
 from latentseg.errors import InputError
 from latentseg.files import read_json
+from latentseg.generators.banks import read_bank
 from latentseg.generators.protocols import (
     Generator,
     GeneratorInfo,
+    HasBank,
     HasClasses,
     HasEncoder,
     HasFeatures,
@@ -23,6 +25,7 @@ __all__ = [
     "BundledGenerator",
     "Generator",
     "GeneratorInfo",
+    "HasBank",
     "HasClasses",
     "HasEncoder",
     "HasFeatures",
@@ -71,6 +74,8 @@ def load_generator(
     classes: tuple[int, ...] = (),
     options: Mapping[str, Any] | None = None,
     trust_code: bool = False,
+    latents: Path | str | None = None,
+    latent_noise: float = 0.0,
 ) -> Generator:
     """Opens a generator.
 
@@ -83,11 +88,14 @@ def load_generator(
         classes: Class labels to draw, of a conditional generator; () for all.
         options: Of a checkpoint's family, as `latentseg convert` takes them: {"psi": 0.5}.
         trust_code: Open files that are programs (TorchScript, torch.export): they are run.
+        latents: Latents to draw instead of the generator's own, (N, ...) in a .npy, .npz or
+            safetensors file, or a folder of `latentseg invert`; see `banks.read_bank`.
+        latent_noise: Noise added to them, in standard deviations of the generator's own latents.
 
     Raises:
         InputError: nothing of that name (the nearest names are given), not a generator, of no
-            known family, or without such classes or options.
-        CorruptFileError: its files are damaged.
+            known family, or without such classes or options; latents that do not fit.
+        CorruptFileError: its files, or those of the latents, are damaged.
         UnsafeFileError: it is a program, and `trust_code` is not given.
     """
     generator = _open(str(name), options or {}, trust_code=trust_code)
@@ -95,6 +103,15 @@ def load_generator(
         if not isinstance(generator, HasClasses):
             raise InputError(f"{name}: cannot be told which classes to draw.")
         generator = generator.with_classes(classes)
+    if latents is not None:
+        if not isinstance(generator, HasBank):
+            raise InputError(
+                f"{name}: cannot draw the latents of {latents}: it has no `with_bank`. Write one, "
+                "as latentseg.generators.HasBank says."
+            )
+        generator = generator.with_bank(read_bank(latents, noise=latent_noise))
+    elif latent_noise:
+        raise InputError("latent_noise: there are no latents to add it to; give a file of them.")
     return generator.to(pick_device(device))
 
 

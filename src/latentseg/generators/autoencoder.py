@@ -107,11 +107,6 @@ class AutoencoderGenerator(FromNoise):
 
     network: Autoencoder
 
-    def with_classes(self, classes: tuple[int, ...]) -> "AutoencoderGenerator":
-        """Raises `InputError` unless `classes` is empty: there are none."""
-        info = replace(self.info, classes=classes)
-        return AutoencoderGenerator(self.network, info, self.sampling, self.bank)
-
     def encode(self, x: Tensor) -> Latents:
         """The most likely latents of images (B, 3, H, W) in [-1, 1]."""
         return Latents(self.network.encode(x))

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from latentseg.generators.banks import Bank
 from latentseg.generators.family import Sampling
 from latentseg.generators.layers import mix_layers
 from latentseg.generators.parts import draw_in_parts, parts
@@ -69,15 +70,17 @@ class LayeredNetwork(NoiseNetwork):
         return self.synthesis(self.conditions(z, labels))
 
 
-class FromNoise(ABC):
-    """A noise network as a latentseg generator; its latents are z.
+class FromNoise:
+    """What generators from a noise network share, with and without variants; latents are z.
 
     Args:
         network: The weights; frozen here.
         info: Its identity card; `latent` and `space` are set here.
         sampling: What of it is heeded, the network's `prior` says; `bank_noise` always.
         bank: (N, *latent) latents that are drawn instead of noise, for example the embeddings of
-            photos; None for noise.
+            photos; None for noise. They belong to the generator: a step is measured in their
+            standard deviation.
+        given: Latents that are drawn instead of all these, while a step stays what it is.
     """
 
     def __init__(
@@ -86,17 +89,26 @@ class FromNoise(ABC):
         info: GeneratorInfo,
         sampling: Sampling | None = None,
         bank: Tensor | None = None,
+        given: Bank | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.sampling = sampling or Sampling()
-        self.bank = bank
-        self.info = replace(info, latent=network.latent, space="z")
+        self.bank, self.given = bank, given
+        self.info = replace(
+            info,
+            latent=network.latent,
+            space="z",
+            bank=None if given is None else given.description,
+        )
         self.prior = replace(
             network.prior(self.sampling),
             bank=bank,
             bank_noise=self.sampling.bank_noise,
             classes=info.classes,
         )
+        if given is not None:
+            given.check(info.name, [network.latent], network.config.n_classes)
+            self.prior = self.prior.drawn_from(given, self.prior.spread)
         self.spread = self.prior.spread.to(self.device)
         self.feature_channels = network.feature_channels
 
@@ -116,13 +128,22 @@ class FromNoise(ABC):
         self.spread = self.spread.to(device)
         return self
 
-    @abstractmethod
     def with_classes(self, classes: tuple[int, ...]) -> Self:
         """The same weights; only these class labels are drawn.
 
         Raises:
             InputError: there are no such classes.
         """
+        info = replace(self.info, classes=classes)
+        return type(self)(self.network, info, self.sampling, self.bank, self.given)
+
+    def with_bank(self, bank: Bank) -> Self:
+        """The same weights; the latents of `bank` are drawn. Steps keep their unit.
+
+        Raises:
+            InputError: its latents, (N, *latent), or labels do not fit.
+        """
+        return type(self)(self.network, self.info, self.sampling, self.bank, bank)
 
     def sample(self, seeds: Tensor) -> Latents:
         """Draws z for each seed, (B,) int64: values (B, *latent), and classes."""
@@ -152,11 +173,6 @@ class FromNoise(ABC):
 class NoiseGenerator(FromNoise):
     """A network that takes z and class at one place: it has no variants."""
 
-    def with_classes(self, classes: tuple[int, ...]) -> "NoiseGenerator":
-        """The same weights; only these class labels are drawn."""
-        info = replace(self.info, classes=classes)
-        return NoiseGenerator(self.network, info, self.sampling, self.bank)
-
 
 class LayeredNoiseGenerator(FromNoise):
     """A network whose layers take parts of z or the class of their own: it has variants."""
@@ -167,11 +183,6 @@ class LayeredNoiseGenerator(FromNoise):
     def n_layers(self) -> int:
         """Layers that take a condition of their own."""
         return self.network.n_layers
-
-    def with_classes(self, classes: tuple[int, ...]) -> "LayeredNoiseGenerator":
-        """The same weights; only these class labels are drawn."""
-        info = replace(self.info, classes=classes)
-        return LayeredNoiseGenerator(self.network, info, self.sampling, self.bank)
 
     def variants(self, latents: Latents, seeds: Tensor, keep: int) -> Tensor:
         """(B, N, 3, H, W): the first `keep` layers keep their condition, the others take a seed's.

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from latentseg.errors import InputError
+from latentseg.generators.banks import Bank
 
 SQRT_2 = math.sqrt(2)
 
@@ -23,7 +24,10 @@ class Prior:
         scale: z is multiplied by it.
         limit: Before that, z is drawn from a normal distribution cut off at +-limit; None: not cut.
         bank: (N, *shape) latents on the CPU that are drawn instead of normal ones; None: none.
-        bank_noise: Noise added to a latent of the bank, in standard deviations of the bank.
+        bank_noise: Noise added to a latent of the bank, in `unit`.
+        bank_labels: (N,) int64, the class of each latent of the bank; None: classes are drawn.
+        unit: Of that noise and of a step, broadcasts to `shape`; None: the standard deviation of
+            what is drawn.
         classes: The labels that occur; () for all.
         class_weights: How often each of the `n_classes` occurs, not normalised; () for equally.
     """
@@ -34,6 +38,8 @@ class Prior:
     limit: float | None = None
     bank: Tensor | None = None
     bank_noise: float = 0.0
+    bank_labels: Tensor | None = None
+    unit: Tensor | None = None
     classes: tuple[int, ...] = ()
     class_weights: tuple[float, ...] = ()
 
@@ -62,6 +68,22 @@ class Prior:
         if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
             raise InputError(f"Class weights {weights}: expected some above 0, none below.")
 
+    def drawn_from(self, bank: Bank, unit: Tensor) -> "Prior":
+        """The same classes with the latents of `bank`, of any shape, its noise in `unit`.
+
+        Raises:
+            InputError: there are classes to be drawn, and the bank has latents of none of them.
+        """
+        bank = bank.of_classes(self.classes)
+        return replace(
+            self,
+            shape=tuple(bank.latents.shape[1:]),
+            bank=bank.latents,
+            bank_noise=bank.noise,
+            bank_labels=bank.labels,
+            unit=unit.cpu(),
+        )
+
     def draw(self, seeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """z (B, *shape) float32 and labels (B,) int64 or None, on the CPU.
 
@@ -74,7 +96,9 @@ class Prior:
 
     @property
     def spread(self) -> Tensor:
-        """(*shape): the standard deviation of each coordinate of z, the unit of a step."""
+        """(*shape): the unit of a step, by default the standard deviation of each coordinate."""
+        if self.unit is not None:
+            return self.unit.expand(self.shape)
         if self.bank is not None:
             deviation = self._bank_deviation * math.hypot(1, self.bank_noise)
             # A coordinate that never changes in the bank moves with the others' scale.
@@ -83,13 +107,16 @@ class Prior:
 
     def _draw(self, seed: int) -> tuple[Tensor, int]:
         drawn = torch.Generator().manual_seed(seed)
-        return self._draw_z(drawn), self._draw_label(drawn)
+        if self.bank is None:
+            return self._draw_z(drawn), self._draw_label(drawn)
+        row = int(torch.randint(len(self.bank), (), generator=drawn))
+        unit = self._bank_deviation if self.unit is None else self.unit
+        z = self.bank[row] + self.bank_noise * unit * torch.randn(self.shape, generator=drawn)
+        if self.bank_labels is None:
+            return z, self._draw_label(drawn)
+        return z, int(self.bank_labels[row])
 
     def _draw_z(self, drawn: torch.Generator) -> Tensor:
-        if self.bank is not None:
-            row = self.bank[int(torch.randint(len(self.bank), (), generator=drawn))]
-            noise = torch.randn(self.shape, generator=drawn)
-            return row + self.bank_noise * self._bank_deviation * noise
         if self.limit is None:
             return self.scale * torch.randn(self.shape, generator=drawn)
         # The inverse of the distribution function maps a uniform number to a truncated normal one.

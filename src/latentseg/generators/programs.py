@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
 from latentseg.errors import InputError, UnsafeFileError
+from latentseg.generators.banks import Bank
 from latentseg.generators.containers import Checkpoint
 from latentseg.generators.family import Options
 from latentseg.generators.priors import Prior
@@ -51,11 +52,23 @@ class ProgramGenerator:
     Args:
         program: Takes latents (B, *latent), or those and labels (B,) int64; gives images.
         info: Its identity card.
+        device: Where it is.
+        given: Latents that are drawn instead of normal ones.
     """
 
-    def __init__(self, program: Program, info: GeneratorInfo, device: torch.device) -> None:
-        self.program, self.info, self._device = program, info, device
+    def __init__(
+        self,
+        program: Program,
+        info: GeneratorInfo,
+        device: torch.device,
+        given: Bank | None = None,
+    ) -> None:
+        self.program, self.given, self._device = program, given, device
+        self.info = replace(info, bank=None if given is None else given.description)
         self.prior = Prior(info.latent, info.n_classes, classes=info.classes)
+        if given is not None:
+            given.check(info.name, [info.latent], info.n_classes)
+            self.prior = self.prior.drawn_from(given, self.prior.spread)
 
     @property
     def device(self) -> torch.device:
@@ -74,10 +87,19 @@ class ProgramGenerator:
         Raises:
             InputError: there are no such classes.
         """
-        return ProgramGenerator(self.program, replace(self.info, classes=classes), self._device)
+        info = replace(self.info, classes=classes)
+        return ProgramGenerator(self.program, info, self._device, self.given)
+
+    def with_bank(self, bank: Bank) -> "ProgramGenerator":
+        """The same program; the latents of `bank` are drawn. Steps keep their unit.
+
+        Raises:
+            InputError: its latents, (N, *latent), or labels do not fit.
+        """
+        return ProgramGenerator(self.program, self.info, self._device, bank)
 
     def sample(self, seeds: Tensor) -> Latents:
-        """Draws standard normal latents for each seed, (B,) int64, and classes."""
+        """Draws latents for each seed, (B,) int64, and classes."""
         z, labels = self.prior.draw(seeds)
         return Latents(z.to(self._device), None if labels is None else labels.to(self._device))
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from latentseg.generators.banks import Bank
+
 
 @dataclass(frozen=True)
 class GeneratorInfo:
@@ -23,6 +25,7 @@ class GeneratorInfo:
         sha256: Of the weights file; "" for a generator that was never saved.
         family: Of the network, for example "stylegan2"; "" for a callable of the user's own.
         classes: The labels that are drawn; () for all.
+        bank: `Bank.description` of latents that are drawn instead of its own; None for its own.
     """
 
     name: str
@@ -35,6 +38,7 @@ class GeneratorInfo:
     sha256: str
     family: str = ""
     classes: tuple[int, ...] = ()
+    bank: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON values."""
@@ -193,5 +197,21 @@ class HasClasses(Protocol):
 
         Raises:
             InputError: there are no such classes.
+        """
+        ...
+
+
+@runtime_checkable
+class HasBank(Protocol):
+    """A generator that can draw given latents instead of its own."""
+
+    def with_bank(self, bank: Bank) -> Generator:
+        """The same generator, whose `sample` draws the latents of `bank`, with its noise.
+
+        What else it does, and the unit of `shift`, stay: a labeler of the one labels the other.
+        `info.bank` tells the two apart.
+
+        Raises:
+            InputError: its latents or labels are not those of this generator.
         """
         ...

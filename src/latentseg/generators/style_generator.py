@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentseg.generators.banks import Bank
 from latentseg.generators.family import Sampling
 from latentseg.generators.feature_strips import whole_maps
 from latentseg.generators.layers import mix_layers
@@ -59,14 +60,15 @@ class StyleNetwork(nn.Module, ABC):
 class StyleGenerator:
     """A style network as a latentseg generator.
 
-    Latents are w (w_dim,), or, where truncation differs between the layers, ws (n_layers, w_dim).
-    Every generator of this kind draws both.
+    Latents are w (w_dim,), or ws (n_layers, w_dim) where truncation differs between the layers or
+    they are given so. Every generator of this kind draws both.
 
     Args:
         network: The weights; frozen here.
         info: Its identity card; `latent` and `space` are set here.
         sampling: `psi`, `cutoff`, `noise` and `class_weights` are heeded.
         spread: (w_dim,) standard deviation of w, the unit of `shift`; measured if None.
+        given: Latents, w or ws, that are drawn as they are, without truncation.
     """
 
     def __init__(
@@ -75,13 +77,23 @@ class StyleGenerator:
         info: GeneratorInfo,
         sampling: Sampling | None = None,
         spread: Tensor | None = None,
+        given: Bank | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.sampling = sampling or Sampling()
+        self.given = given
         config = network.config
-        self.is_layered = self.sampling.cutoff is not None or network.is_centre_layered
-        latent = (network.n_layers, config.w_dim) if self.is_layered else (config.w_dim,)
-        self.info = replace(info, latent=latent, space="ws" if self.is_layered else "w")
+        w, ws = (config.w_dim,), (network.n_layers, config.w_dim)
+        is_given_layered = given is not None and tuple(given.latents.shape[1:]) == ws
+        self.is_layered = (
+            self.sampling.cutoff is not None or network.is_centre_layered or is_given_layered
+        )
+        self.info = replace(
+            info,
+            latent=ws if self.is_layered else w,
+            space="ws" if self.is_layered else "w",
+            bank=None if given is None else given.description,
+        )
         self.prior = Prior(
             (config.z_dim,),
             config.n_classes,
@@ -89,6 +101,10 @@ class StyleGenerator:
             class_weights=self.sampling.class_weights,
         )
         self.spread = self._measured_spread() if spread is None else spread.to(self.device)
+        self.bank_prior: Prior | None = None
+        if given is not None:
+            given.check(info.name, [w, ws], config.n_classes)
+            self.bank_prior = self.prior.drawn_from(given, self.spread)
         self.feature_channels = network.feature_channels
 
     @staticmethod
@@ -126,10 +142,23 @@ class StyleGenerator:
             InputError: there are no such classes.
         """
         info = replace(self.info, classes=classes)
-        return StyleGenerator(self.network, info, self.sampling, self.spread)
+        return StyleGenerator(self.network, info, self.sampling, self.spread, self.given)
+
+    def with_bank(self, bank: Bank) -> "StyleGenerator":
+        """The same weights; the latents of `bank` are drawn. Steps keep their unit.
+
+        Raises:
+            InputError: its latents are neither (N, w_dim) nor (N, n_layers, w_dim), or its labels
+                do not fit.
+        """
+        return StyleGenerator(self.network, self.info, self.sampling, self.spread, bank)
 
     def sample(self, seeds: Tensor) -> Latents:
         """Draws a truncated w for each seed, (B,) int64: values (B, *info.latent), and classes."""
+        if self.bank_prior is not None:
+            w, labels = self.bank_prior.draw(seeds)
+            w = (self._per_layer(w) if self.is_layered else w).to(self.device)
+            return Latents(w, None if labels is None else labels.to(self.device))
         z, labels = self.prior.draw(seeds)
         labels = None if labels is None else labels.to(self.device)
         with torch.no_grad():

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import latentseg
 from latentseg.checkpoints import Checkpoints
-from latentseg.devices import autocast, pick_device, pick_precision
+from latentseg.devices import autocast, pick_precision
+from latentseg.distributed import Team, join, normalise_over_all
 from latentseg.errors import DivergedError, InputError
 from latentseg.files import MANIFEST, claim, locked, write_manifest, write_text
 from latentseg.images import IGNORE
@@ -96,6 +97,8 @@ def train(
     card: Mapping[str, Any] | None = None,
     start: Segmenter | None = None,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     quiet: bool = False,
 ) -> Segmenter:
     """Trains a student; the same call again continues an interrupted one, bit for bit.
@@ -103,6 +106,10 @@ def train(
     Steps depend only on (seed, step), and states are saved every `checkpoint_every` steps and at
     an interrupt. On the CPU, an interrupted and continued training ends with the weights of an
     uninterrupted one. Masks with the id 255 and pixels of weight 0 are not learned from.
+
+    Several processes share the batch of each step; the gradients are those of one process, within
+    rounding, and their number may change when a training is continued. Networks with dropout draw
+    other zeros in each process. All of them call this, and see the same `out`.
 
     Args:
         pairs: What to learn, or a finished dataset folder. The student's input size is theirs.
@@ -113,6 +120,7 @@ def train(
             see `model_card.FIELDS`.
         start: Begin with the weights of this segmenter instead of random ones.
         device: "auto", "cpu", "cuda", "mps".
+        devices, nodes: Processes on each machine, and machines, as `distributed.join` has them.
         quiet: No progress line.
 
     Returns:
@@ -121,22 +129,28 @@ def train(
     Raises:
         InputError: `out` holds other work (the fields that differ are named), or is in use.
         DivergedError: a number became NaN or infinite; the last good checkpoint stays.
+        NotFinishedError: another process has ended; the last checkpoint stays.
         KeyboardInterrupt: after the state was saved.
     """
     if isinstance(pairs, Path | str):
         pairs = FolderPairs(pairs, seed=config.seed)
     out, card = Path(out), {**(card or {}), "training": asdict(config)}
     check_card(card)
-    with locked(out):
-        claim(out, _record(pairs, config, card, start), free=_FREE)
-        if not (out / "model" / MANIFEST).is_file():
-            training = _Training(pairs, config, out, start=start, device=pick_device(device))
-            training.run(quiet=quiet)
-            training.segmenter(card).save(out / "model")
-        if not (out / MANIFEST).is_file():
-            Checkpoints(out / "checkpoints").delete()
-            write_manifest(out)
-    return Segmenter.from_pretrained(out / "model", device=device)
+    team = join(device, devices=devices, nodes=nodes)
+    with team.led(locked(out)):
+        team.first(lambda: claim(out, _record(pairs, config, card, start), free=_FREE))
+        if not team.first((out / "model" / MANIFEST).is_file):
+            training = _Training(pairs, config, out, start=start, team=team)
+            training.run(quiet=quiet or not team.is_first)
+            team.first(lambda: training.segmenter(card).save(out / "model"))
+        team.first(lambda: _finish(out))
+    return Segmenter.from_pretrained(out / "model", device=str(team.device))
+
+
+def _finish(out: Path) -> None:
+    if not (out / MANIFEST).is_file():
+        Checkpoints(out / "checkpoints").delete()
+        write_manifest(out)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -151,16 +165,23 @@ def segmentation_loss(logits: Tensor, masks: Tensor, weights: Tensor | None = No
         A float32 scalar; 0 if no pixel counts.
     """
     if masks.ndim == 3:
-        target, counted = masks.long(), (masks != IGNORE).float()
         losses = functional.cross_entropy(
-            logits.float(), target, ignore_index=IGNORE, reduction="none"
+            logits.float(), masks.long(), ignore_index=IGNORE, reduction="none"
         )
     else:
-        counted = torch.ones_like(masks[:, 0])
         losses = functional.cross_entropy(logits.float(), masks, reduction="none")
-    if weights is not None:
-        counted = counted * weights
-    return (losses * counted).sum() / counted.sum().clamp(min=1e-6)
+    counted = _counted(masks, weights)
+    return (losses * counted).sum() / _total(counted)
+
+
+def _counted(masks: Tensor, weights: Tensor | None) -> Tensor:
+    """How much each pixel counts, (B, H, W)."""
+    counted = (masks != IGNORE).float() if masks.ndim == 3 else torch.ones_like(masks[:, 0])
+    return counted if weights is None else counted * weights
+
+
+def _total(counted: Tensor) -> Tensor:
+    return counted.sum().clamp(min=1e-6)
 
 
 def foreground_iou(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> float:
@@ -206,21 +227,24 @@ class _Training:
         out: Path,
         *,
         start: Segmenter | None,
-        device: torch.device,
+        team: Team,
     ) -> None:
-        self.pairs, self.config, self.device = pairs, config, device
-        self.dtype = pick_precision(config.precision, device)
+        self.pairs, self.config, self.team, self.device = pairs, config, team, team.device
+        self.own = team.part(config.batch)
+        self.dtype = pick_precision(config.precision, self.device)
         self.metrics = out / "metrics.jsonl"
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.network = _new_network(pairs, config, start)
-        self.network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if team.world > 1:
+            normalise_over_all(self.network, team)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay or 0.0
         )
-        self.step, tensors = self.checkpoints.load()
+        self.step, tensors = team.first(self.checkpoints.load)
         if tensors:
             self._restore(tensors)
-        _cut_metrics(self.metrics, self.step)
+        team.first(lambda: _cut_metrics(self.metrics, self.step))
 
     def run(self, *, quiet: bool) -> None:
         """Takes all steps that are left, with states and metrics written on the way."""
@@ -239,14 +263,19 @@ class _Training:
                 loss, logits, batch = self._take_step()
                 losses.append(loss)
                 self.step += 1
+                signal = self.team.agreed(interrupt.number)
                 is_last = self.step == config.steps
                 if is_last or self.step % config.report_every == 0:
-                    self._report(sum(losses) / len(losses), logits, batch, progress)
+                    logits = self.team.whole(logits, config.batch)
+                    if self.team.is_first:
+                        self._report(sum(losses) / len(losses), logits, batch, progress)
                     losses = []
-                if is_last or interrupt.is_held or self.step % config.checkpoint_every == 0:
-                    self.checkpoints.save(self.step, self._state())
+                if is_last or signal or self.step % config.checkpoint_every == 0:
+                    self.team.first(lambda: self.checkpoints.save(self.step, self._state()))
                 progress.update(self.step, loss=loss)
-                interrupt.release()
+                if signal:
+                    interrupt.number = signal
+                    interrupt.release()
 
     def segmenter(self, card: Mapping[str, Any]) -> Segmenter:
         """The network with what it needs for photos."""
@@ -260,27 +289,34 @@ class _Training:
         )
 
     def _take_step(self) -> tuple[float, Tensor, Batch]:
-        """Loss, logits and pairs of one step, a function of (seed, step) and the weights."""
-        config = self.config
-        torch.manual_seed(int(derive_seeds(config.seed, _STEP_KEY, self.step)))  # for dropout
+        """Loss, own logits and pairs of a step, a function of (seed, step) and the weights."""
+        config, rank = self.config, self.team.rank
+        keys = (config.seed, _STEP_KEY, self.step, *([rank] if rank else []))
+        torch.manual_seed(int(derive_seeds(*keys)))  # for dropout
         batch = self.pairs.batch(self.step, config.batch).to(self.device)
         self._check_ids(batch.masks)
         batch = augment(batch, config.augment, seed=config.seed, step=self.step)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
+        masks = batch.masks[self.own]
+        weights = None if batch.weights is None else batch.weights[self.own]
+        images = batch.images[self.own].contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.dtype):
             logits = self.network(images)
-        loss = segmentation_loss(logits, batch.masks, batch.weights)
-        if not torch.isfinite(loss):
-            raise self._diverged(self._culprit(batch, logits))
+        # A mean over the pixels of the whole batch: a part in which more pixels count weighs more.
+        share = _total(_counted(masks, weights)) / _total(_counted(batch.masks, batch.weights))
+        loss = segmentation_loss(logits, masks, weights) * share
+        mean = self.team.sum(loss)
+        if not torch.isfinite(mean):
+            raise self._diverged(self._culprit(batch, self.team.whole(logits, config.batch)))
         lr = config.lr * (config.decay if self.step >= config.decay_at else 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
         loss.backward()
+        self.team.add_gradients(self.network.parameters())
         if config.clip is not None:
             nn.utils.clip_grad_value_(self.network.parameters(), config.clip)
         self.optimizer.step()
-        return loss.item(), logits.detach(), batch
+        return mean.item(), logits.detach(), batch
 
     def _check_ids(self, masks: Tensor) -> None:
         if masks.ndim == 3:

@@ -26,6 +26,7 @@ import filelock
 import numpy as np
 import torch
 
+from latentseg.distributed import rank_and_world as rank_and_world
 from latentseg.errors import InputError, LatentsegError, NotFinishedError
 from latentseg.files import MANIFEST, atomic, claim, free_bytes, read_json, sha256, write_json
 from latentseg.generators.protocols import Generator
@@ -135,14 +136,6 @@ def synthesize_shards(
             _supervise(stream, job, workers, tally.add, quiet)
     _finish(stream, job, count, shard_size, quiet)
     return out
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Which of how many equal processes this one is, as torchrun or Slurm says; else (0, 1)."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and world in os.environ:
-            return int(os.environ[rank]), int(os.environ[world])
-    return 0, 1
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Trains a StyleGAN2 on a folder of photos; the same call again continues it exactly."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentseg.checkpoints import Checkpoints
-from latentseg.devices import autocast, pick_device, pick_precision
-from latentseg.errors import DivergedError
+from latentseg.devices import autocast, pick_precision
+from latentseg.distributed import OwnDraws, Team, join
+from latentseg.errors import DivergedError, InputError
 from latentseg.files import claim, locked
 from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from latentseg.generators.training.augmentation import augment
-from latentseg.generators.training.discriminator import Discriminator
+from latentseg.generators.training.discriminator import GROUP, Discriminator
 from latentseg.generators.training.distance import FrechetDistance
 from latentseg.generators.training.photos import Photos, read_photos
 from latentseg.generators.training.report import SETTINGS, Report
@@ -93,12 +96,12 @@ class Training:
     The averaged generator (`average`) is the one that is kept.
     """
 
-    def __init__(
-        self, config: GeneratorTrainingConfig, n_classes: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: GeneratorTrainingConfig, n_classes: int, team: Team) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.device = config, device
-        self.dtype = pick_precision(config.precision, device)
+        self.config, self.team, self.device = config, team, team.device
+        self.rows = own_rows(config.batch, team)
+        self.share = len(self.rows) / config.batch
+        self.dtype = pick_precision(config.precision, self.device)
         network = StyleGAN2Config(
             size=config.size,
             channels=config.channels,
@@ -106,10 +109,10 @@ class Training:
             w_dim=config.latent_dim,
             n_classes=n_classes,
         )
-        self.generator = _placed(StyleGAN2(network), device)
-        self.average = _placed(StyleGAN2(network), device).requires_grad_(False)
+        self.generator = _placed(StyleGAN2(network), self.device)
+        self.average = _placed(StyleGAN2(network), self.device).requires_grad_(False)
         self.average.load_state_dict(self.generator.state_dict())
-        self.discriminator = _placed(Discriminator(network), device)
+        self.discriminator = _placed(Discriminator(network), self.device)
         # The penalty is applied every r1_interval steps: Karras et al. 2020, appendix B.
         lazy = config.r1_interval / (config.r1_interval + 1)
         self.generator_adam = _adam(self.generator.parameters(), config.lr, 1.0)
@@ -123,8 +126,8 @@ class Training:
         config = self.config
         torch.manual_seed(int(derive_seeds(config.seed, self.step)))
         real, labels = photos.batch(self.step, config.batch, config.seed)
-        real = real.to(self.device, memory_format=torch.channels_last)
-        labels = None if labels is None else labels.to(self.device)
+        real = real[self.rows].to(self.device, memory_format=torch.channels_last)
+        labels = None if labels is None else labels[self.rows].to(self.device)
         with autocast(self.device, self.dtype):
             drawn = self._draw(labels)
         losses = self._learn_discriminator(real, drawn.detach(), labels)
@@ -136,17 +139,26 @@ class Training:
     def _draw(self, labels: Tensor | None) -> Tensor:
         config, mapping = self.config, self.generator.mapping
         n_layers = self.generator.n_layers
-        z = torch.randn(2, config.batch, config.latent_dim).to(self.device)
+        z = torch.randn(2, config.batch, config.latent_dim)[:, self.rows].to(self.device)
         w, other = mapping(z[0], labels), mapping(z[1], labels)
-        mapping.w_avg.lerp_(w.detach().float().mean(dim=0), 1 - W_AVG_BETA)
+        mean = self.team.sum(w.detach().float().mean(dim=0) * self.share)
+        mapping.w_avg.lerp_(mean, 1 - W_AVG_BETA)
         cut = torch.randint(1, n_layers, (config.batch, 1))
         cut = torch.where(torch.rand(config.batch, 1) < config.style_mixing, cut, n_layers)
-        is_first = (torch.arange(n_layers)[None] < cut).to(self.device)
+        is_first = (torch.arange(n_layers)[None] < cut[self.rows]).to(self.device)
         ws = torch.where(is_first[..., None], w[:, None], other[:, None])
-        return self.generator(ws, noise="random")
+        with self._draws():
+            return self.generator(ws, noise="random")
+
+    def _draws(self) -> contextlib.AbstractContextManager[object]:
+        """Random numbers inside are the own ones of the whole batch."""
+        if self.team.world == 1:
+            return contextlib.nullcontext()
+        return OwnDraws(self.rows, self.config.batch)
 
     def _judge(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        x = augment(x, self.config.augmentation, self.augment_probability)
+        with self._draws():
+            x = augment(x, self.config.augmentation, self.augment_probability)
         with autocast(self.device, self.dtype):
             return self.discriminator(x, labels)
 
@@ -160,24 +172,30 @@ class Training:
         if penalty is not None:
             loss = loss + self.config.r1_weight / 2 * self.config.r1_interval * penalty
         self.discriminator_adam.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self.share).backward()
+        self.team.add_gradients(self.discriminator.parameters())
         self.discriminator_adam.step()
-        realness = judged.detach().sign().mean()
+        realness = self._mean(judged.sign().mean())
         if self.config.adaptive:
             direction = 1 if realness.item() > ADA_TARGET else -1
             moved = self.augment_probability + direction * self.config.batch / ADA_IMAGES
             self.augment_probability = min(max(moved, 0.0), 1.0)
-        losses = {"d": loss.detach(), "realness": realness}
-        return losses if penalty is None else losses | {"r1": penalty.detach()}
+        losses = {"d": self._mean(loss), "realness": realness}
+        return losses if penalty is None else losses | {"r1": self._mean(penalty)}
 
     def _learn_generator(self, drawn: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(False)
         loss = F.softplus(-self._judge(drawn, labels)).mean()
         self.generator_adam.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self.share).backward()
+        self.team.add_gradients(self.generator.parameters())
         self.generator_adam.step()
         self.discriminator.requires_grad_(True)
-        return {"g": loss.detach()}
+        return {"g": self._mean(loss)}
+
+    def _mean(self, own: Tensor) -> Tensor:
+        """The mean over the batch, of which `own` is the mean over the own part."""
+        return self.team.sum(own.detach() * self.share)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -228,6 +246,25 @@ class Training:
         yield "discriminator_adam", self.discriminator_adam
 
 
+def own_rows(batch: int, team: Team) -> Tensor:
+    """The rows (n,) of a batch that this process computes: whole groups of `minibatch_deviation`.
+
+    So the deviation of a group is known without asking the other processes.
+
+    Raises:
+        InputError: the batch has fewer groups than there are processes, or no part of it may be
+            cut into the same groups.
+    """
+    group = math.gcd(batch, GROUP)
+    positions = torch.arange(batch).view(group, -1)
+    if team.world > positions.shape[1] or (team.world > 1 and group < GROUP):
+        raise InputError(
+            f"--batch {batch}: {team.world} processes need a multiple of {GROUP} that is at least "
+            f"{GROUP * team.world}, as the discriminator compares the images in groups of {GROUP}."
+        )
+    return positions[:, team.part(positions.shape[1])].flatten()
+
+
 def squared_gradient(realness: Tensor, images: Tensor) -> Tensor:
     """Mean squared norm of the gradient of `realness` at `images`: R1 (Mescheder et al. 2018)."""
     (gradient,) = torch.autograd.grad(realness.sum(), images, create_graph=True)
@@ -256,6 +293,8 @@ def train_generator(
     name: str | None = None,
     licence: str = "unknown: that of the photos",
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     quiet: bool = False,
 ) -> Path:
     """Trains a generator of one's own domain on a folder of photos.
@@ -263,6 +302,10 @@ def train_generator(
     The same call again continues where it stopped, with the same result as one that never stopped;
     with a larger `config.images` it goes on, and from there with another learning rate, average or
     augmentation if they are given; metrics.jsonl records them.
+
+    Several processes share the batch of each step; the gradients are those of one process, within
+    rounding, and their number may change when a training is continued. All of them call this, read
+    the photos, and see the same `out`.
 
     Args:
         photos: Folder of photos; with `with_classes`, one subfolder per class.
@@ -274,6 +317,7 @@ def train_generator(
         name: Of the generator; by default the name of `out`.
         licence: Of the weights, written into the card.
         device: "auto", "cpu", "cuda", ...
+        devices, nodes: Processes on each machine, and machines, as `distributed.join` has them.
         quiet: Print nothing.
 
     Returns:
@@ -281,17 +325,20 @@ def train_generator(
 
     Raises:
         InputError: photos that cannot be read (all are listed), or `out` holds other work.
+        NotFinishedError: another process has ended; the last checkpoint is intact.
         KeyboardInterrupt: after the state was saved.
         DivergedError: a loss is NaN or infinite; the last checkpoint is intact.
     """
     config, out = config or GeneratorTrainingConfig(), Path(out)
+    team = join(device, devices=devices, nodes=nodes)
+    quiet = quiet or not team.is_first
     read = read_photos(photos, config.size, with_classes=with_classes)
     wanted = asdict(config) | {"photos": len(read), "classes": list(read.classes)}
-    with locked(out):
-        claim(out, wanted, free=("images", *SETTINGS))
-        training = Training(config, len(read.classes), pick_device(device))
+    with team.led(locked(out)):
+        team.first(lambda: claim(out, wanted, free=("images", *SETTINGS)))
+        training = Training(config, len(read.classes), team)
         checkpoints = Checkpoints(out / "checkpoints")
-        step, state = checkpoints.load()
+        step, state = team.first(checkpoints.load)
         if state:
             training.load(state)
             say(f"continuing from step {step}", quiet=quiet)
@@ -304,7 +351,7 @@ def train_generator(
 def _loop(
     training: Training, photos: Photos, checkpoints: Checkpoints, report: Report, quiet: bool
 ) -> None:
-    config = training.config
+    config, team = training.config, training.team
     last = math.ceil(config.images / config.batch)
     interval = max(config.report_images // config.batch, 1)
     shown = f"{config.images:,}".replace(",", " ")
@@ -324,17 +371,20 @@ def _loop(
     ):
         while training.step < last:
             losses |= training.advance(photos)
+            signal = team.agreed(interrupt.number)
             is_due = training.step % interval == 0 or training.step == last
-            if is_due or interrupt.is_held or training.step % CHECK_EVERY == 0:
+            if is_due or signal or training.step % CHECK_EVERY == 0:
                 _check(losses, training, checkpoints)
                 progress.update(training.step, **{k: v.item() for k, v in losses.items()})
                 training.seconds = seconds_before + time.monotonic() - began
             if is_due:
-                report.write(training, losses)
+                team.first(partial(report.write, training, losses))
             # After the report: what a kill between the two leaves out is then made again.
-            if is_due or interrupt.is_held:
-                checkpoints.save(training.step, training.state())
-            interrupt.release()
+            if is_due or signal:
+                team.first(lambda: checkpoints.save(training.step, training.state()))
+            if signal:
+                interrupt.number = signal
+                interrupt.release()
 
 
 def _check(losses: dict[str, Tensor], training: Training, checkpoints: Checkpoints) -> None:
