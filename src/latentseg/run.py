@@ -148,6 +148,8 @@ def run(
     keep_dataset: bool = False,
     classes: tuple[int, ...] = (),
     options: Mapping[str, Any] | None = None,
+    latents: Path | str | None = None,
+    latent_noise: float = 0.0,
     trust_code: bool = False,
     device: str = "auto",
     quiet: bool = False,
@@ -168,6 +170,8 @@ def run(
         keep_dataset: Keep the synthetic pairs in `out`/dataset.
         classes: Class labels to draw, of a conditional generator; () for all.
         options: Of the generator's family, if it is a checkpoint; see `load_generator`.
+        latents, latent_noise: Latents to draw in place of the generator's own, and noise on
+            them; see `load_generator`.
         trust_code: Open a generator that is a program, which then runs.
         device: "auto", "cpu", "cuda", ...
         quiet: Print nothing.
@@ -182,7 +186,13 @@ def run(
     """
     out = Path(out)
     source = load_generator(
-        generator, device=device, classes=classes, options=options, trust_code=trust_code
+        generator,
+        device=device,
+        classes=classes,
+        options=options,
+        latents=latents,
+        latent_noise=latent_noise,
+        trust_code=trust_code,
     )
     painted = _painted(config, labels, source)
     measured = [open_dataset(path, grouping=groupings) for path in eval_data]

@@ -327,7 +327,7 @@ def start_painting(
             write_json(change.stage("dataset.json"), description(card_of_generator, classes))
             write_json(change.stage("painting.json"), card(card_of_generator, seed, classes, ()))
     painting = Painting(folder)
-    for field in ("name", "size", "latent", "sha256"):
+    for field in ("name", "size", "latent", "sha256", "bank"):
         there, now = painting.generator.get(field), card_of_generator.get(field)
         if there != now:
             raise InputError(

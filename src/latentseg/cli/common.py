@@ -57,6 +57,10 @@ class CheckpointFlags:
     """Class labels to draw, of a conditional generator; by default all, equally often."""
     option: tuple[str, ...] = ()
     """NAME=VALUE of a checkpoint's family; see latentseg generators --family NAME."""
+    latents: Path | None = None
+    """Draw these latents: (N, ...) in .npy, .npz, .safetensors, or a folder of latentseg invert."""
+    latent_noise: float = 0.0
+    """Noise added to them, in standard deviations of the generator's latents."""
     trust_code: bool = False
     """Open a TorchScript or torch.export file: it is a program, which then runs."""
 
@@ -96,6 +100,8 @@ def open_generator(name: str, flags: CheckpointFlags, common: Common) -> "Genera
         device=common.device,
         classes=flags.classes,
         options=read_options(flags.option),
+        latents=flags.latents,
+        latent_noise=flags.latent_noise,
         trust_code=flags.trust_code,
     )
 

@@ -117,6 +117,8 @@ def run(
         keep_dataset=keep_dataset,
         classes=checkpoint.classes,
         options=read_options(checkpoint.option),
+        latents=checkpoint.latents,
+        latent_noise=checkpoint.latent_noise,
         trust_code=checkpoint.trust_code,
         device=common.device,
         quiet=common.quiet,

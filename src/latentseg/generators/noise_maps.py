@@ -63,7 +63,7 @@ def with_noise(generator: StyleGenerator, noise: Mapping[str, Tensor]) -> StyleG
     for name, maps in noise.items():
         network.get_buffer(name).copy_(maps)
     sampling = replace(generator.sampling, noise="const")
-    return StyleGenerator(network, generator.info, sampling, generator.spread)
+    return StyleGenerator(network, generator.info, sampling, generator.spread, generator.given)
 
 
 def held(generator: Generator) -> Generator:

@@ -38,6 +38,9 @@ def read_description(folder: Path, generator: Generator, *, format: int) -> dict
 def generator_difference(recorded: dict[str, Any], generator: Generator) -> str | None:
     """How a generator that was recorded in a file differs from `generator`; None if it does not."""
     given = json.loads(json.dumps(generator.info.to_json()))
+    # A bank may hold one style per layer where the generator draws one style for all.
+    if given["latent"][-len(recorded["latent"]) :] == recorded["latent"]:
+        given["latent"] = recorded["latent"]
     for name in ("latent", "n_classes", "sha256"):
         if recorded[name] != given[name]:
             return f"{name} {recorded[name]!r}; this one has {given[name]!r}"

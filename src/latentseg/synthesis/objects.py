@@ -71,6 +71,8 @@ def segment_objects(
     difference = generator_difference(description["generator"], labeler.generator)
     if difference is not None:
         raise InputError(f"{dataset}: drawn by a generator with {difference}.")
+    if description["generator"].get("bank") != labeler.generator.info.bank:
+        raise InputError(f"{dataset}: drawn from other latents. Give the --latents of that time.")
     records = [json.loads(line) for line in (dataset / RECORDS).read_text().splitlines()]
     suffix = next((dataset / "images").iterdir()).suffix
     seeds = {f"{record['name']}{suffix}": record["seed"] for record in records}
