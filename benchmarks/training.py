@@ -63,13 +63,14 @@ def train_generator(side: int, device: str, steps: int) -> Row:
     import torch
 
     from latentseg.devices import pick_device
+    from latentseg.distributed import Team
     from latentseg.generators.training.loop import GeneratorTrainingConfig, Training
     from latentseg.generators.training.photos import Photos
 
     config = GeneratorTrainingConfig(size=(side, side))
     pixels = torch.randint(0, 256, (256, 3, side, side), dtype=torch.uint8)
     photos = Photos(pixels, None, (), tuple(map(str, range(256))))
-    training = Training(config, 0, pick_device(device))
+    training = Training(config, 0, Team(pick_device(device)))
     training.advance(photos)
     steps = max(steps // config.r1_interval, 1) * config.r1_interval
     finish(training.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import latentseg
+from latentseg.distributed import join
 from latentseg.errors import InputError
 from latentseg.evaluation.baselines import floors
 from latentseg.evaluation.datasets import RealDataset, open_dataset
@@ -152,6 +153,8 @@ def run(
     latent_noise: float = 0.0,
     trust_code: bool = False,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     quiet: bool = False,
 ) -> Segmenter:
     """Labels, synthesises, trains, measures, and writes report.html; the same call continues.
@@ -174,6 +177,8 @@ def run(
             them; see `load_generator`.
         trust_code: Open a generator that is a program, which then runs.
         device: "auto", "cpu", "cuda", ...
+        devices, nodes: Processes on each machine, and machines, as `distributed.join` has them. The
+            students are trained by all of them together, the rest is done by the first one.
         quiet: Print nothing.
 
     Returns:
@@ -184,7 +189,13 @@ def run(
             `out` holds other work.
         DivergedError: a loss became NaN or infinite.
     """
-    out = Path(out)
+    out, team = Path(out), join(device, devices=devices, nodes=nodes)
+    if team.world > 1 and photos is not None:
+        raise InputError(
+            "Self-training is done by one process: leave out --photos, and go on from this run "
+            "with `latentseg train DATASET OUT --photos PHOTOS`."
+        )
+    device, quiet = str(team.device), quiet or not team.is_first
     source = load_generator(
         generator,
         device=device,
@@ -214,15 +225,17 @@ def run(
             "python": platform.python_version(),
         },
     }
-    with locked(out):
-        claim(out, asked, free=("versions", "keep_dataset"))
-        if (out / MANIFEST).is_file():
-            verify_manifest(out)
+    with team.led(locked(out)):
+        team.first(lambda: claim(out, asked, free=("versions", "keep_dataset")))
+        if team.first(lambda: (out / MANIFEST).is_file()):
+            team.first(lambda: verify_manifest(out))
             say(f"{out}: finished before; see {out / 'report.html'}", quiet=quiet)
             return Segmenter.from_pretrained(out / "model", device=device)
         job = _Job(source, out, config, painted, device=device, quiet=quiet)
-        labelers = job.fit()
-        synthetic = {name: job.pairs(name, labeler) for name, labeler in labelers.items()}
+        labelers = team.in_turn(job.fit)
+        synthetic = team.in_turn(
+            lambda: {name: job.pairs(name, labeler) for name, labeler in labelers.items()}
+        )
         student = job.student(synthetic)
         setting = "label-free" if painted is None else f"{len(painted.names)} painted images"
         settings = {setting: student}
@@ -230,14 +243,18 @@ def run(
             pairs = next(iter(synthetic.values()))
             settings[f"{setting}, with unlabelled photos"] = job.improve(student, pairs, photos)
         supervised = None if true_masks is None else job.ceiling(true_masks)
-        job.measure(settings, supervised, measured)
-        segmenter = job.finish(list(settings.values())[-1])
-        job.show(next(iter(labelers.values())), segmenter, measured)
-        render_report(out)
-        write_manifest(out, keep=lambda path: _is_recorded(path, keep_dataset))
-        if not keep_dataset:
-            shutil.rmtree(out / "dataset", ignore_errors=True)
-    return segmenter
+
+        def conclude() -> None:
+            job.measure(settings, supervised, measured)
+            segmenter = job.finish(list(settings.values())[-1])
+            job.show(next(iter(labelers.values())), segmenter, measured)
+            render_report(out)
+            write_manifest(out, keep=lambda path: _is_recorded(path, keep_dataset))
+            if not keep_dataset:
+                shutil.rmtree(out / "dataset", ignore_errors=True)
+
+        team.first(conclude)
+    return Segmenter.from_pretrained(out / "model", device=device)
 
 
 def few_shot_preset(name: str) -> RunConfig:

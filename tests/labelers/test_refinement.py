@@ -83,7 +83,8 @@ def test_refine_when_compared_with_single_masks_then_not_one_bit_differs(key: in
     masks, *parts = [blobs(48, size, 3 * key + i) for i in range(1 + n_parts)]
     masks[0], masks[1], masks[2] = False, True, rng.random(size) > 0.6
     noise = rng.random((max(n_parts, 1), 48, 3, *size))
-    shifted = list(np.float32(np.sign(noise - 0.5) * rng.random((48, 1, 1, 1)) + noise / 2 - 0.2))
+    images = np.sign(noise - 0.5) * rng.random((48, 1, 1, 1)) + noise / 2 - 0.2
+    shifted = list(images.astype(np.float32))
     config = RefinementConfig(min_roundness=0.01, min_overlap=0.45, max_area=0.7, bins=12 + key)
     cleaned, rejected_by = refine(masks, parts, [torch.from_numpy(x) for x in shifted], config)
     expected = [

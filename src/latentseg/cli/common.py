@@ -65,9 +65,21 @@ class CheckpointFlags:
     """Open a TorchScript or torch.export file: it is a program, which then runs."""
 
 
+@dataclass(frozen=True)
+class Processes:
+    """How many processes train together; under torchrun or Slurm leave both out."""
+
+    devices: int = 1
+    """Processes on each machine: its GPUs, or parts of its CPU."""
+    nodes: int = 1
+    """Machines."""
+
+
 COMMON = Common()
 CHECKPOINT = CheckpointFlags()
 CommonFlags = OmitArgPrefixes[Common]
+PROCESSES = Processes()
+OfProcesses = OmitArgPrefixes[Processes]
 OfCheckpoint = OmitArgPrefixes[CheckpointFlags]
 
 
@@ -145,15 +157,23 @@ def console(common: Common) -> "Console":
 
 
 def tell(common: Common, text: str) -> None:
-    """Prints for people: on stdout, unless JSON is to be there."""
+    """Prints for people: on stdout, unless JSON is to be there; the first of several processes."""
+    if not _is_first():
+        return
     print(text, file=sys.stderr if str(common.json) == "-" else sys.stdout)
 
 
 def write_result(common: Common, value: Any) -> None:
     """Writes the result where `--json` says; nothing without it."""
-    if common.json is None:
+    if common.json is None or not _is_first():
         return
     if str(common.json) == "-":
         print(json_module.dumps(value, indent=2))
         return
     write_json(common.json, value)
+
+
+def _is_first() -> bool:
+    from latentseg.distributed import rank_and_world
+
+    return rank_and_world()[0] == 0

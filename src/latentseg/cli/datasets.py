@@ -62,11 +62,12 @@ def synth(
         min_agreement: Least IoU of the masks of two labelers that vote or have to agree.
         seed: Of everything random.
     """
+    from latentseg.distributed import rank_and_world
     from latentseg.labelers import load_labeler
     from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
     from latentseg.synthesis.formats import StreamedImages
     from latentseg.synthesis.formats import convert_dataset as convert_all
-    from latentseg.synthesis.shards import rank_and_world, synthesize_shards
+    from latentseg.synthesis.shards import synthesize_shards
     from latentseg.synthesis.statistics import statistics
     from latentseg.synthesis.stream import Stream
     from latentseg.synthesis.writers import synthesize

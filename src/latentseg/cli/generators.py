@@ -7,8 +7,10 @@ from tyro.conf import Positional, arg
 
 from latentseg.cli.common import (
     COMMON,
+    PROCESSES,
     Common,
     CommonFlags,
+    OfProcesses,
     Out,
     console,
     read_options,
@@ -154,6 +156,7 @@ def train_generator(
     name: str | None = None,
     licence: str = "unknown: that of the photos",
     seed: int = 0,
+    processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
 ) -> None:
     """A generator of your own domain. The same command continues; raise --images to go on.
@@ -207,6 +210,8 @@ def train_generator(
         name=name,
         licence=licence,
         device=common.device,
+        devices=processes.devices,
+        nodes=processes.nodes,
         quiet=common.quiet,
     )
     tell(common, str(folder))

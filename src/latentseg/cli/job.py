@@ -9,9 +9,11 @@ from tyro.conf import Positional, arg
 from latentseg.cli.common import (
     CHECKPOINT,
     COMMON,
+    PROCESSES,
     CommonFlags,
     GeneratorName,
     OfCheckpoint,
+    OfProcesses,
     changed,
     read_options,
     tell,
@@ -58,6 +60,7 @@ def run(
     style_mixing: OfStyleMixing = STYLE_MIXING,
     few_shot: OfFewShot = FEW_SHOT,
     checkpoint: OfCheckpoint = CHECKPOINT,
+    processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
 ) -> None:
     """The whole job: label, synthesise, train, evaluate, report. The same command continues it.
@@ -83,6 +86,7 @@ def run(
         keep_dataset: Keep the synthetic pairs in RUN/dataset.
         seed: Of everything random.
     """
+    from latentseg.distributed import rank_and_world
     from latentseg.run import PRESETS, VOTERS, few_shot_preset
     from latentseg.run import run as run_all
 
@@ -121,9 +125,12 @@ def run(
         latent_noise=checkpoint.latent_noise,
         trust_code=checkpoint.trust_code,
         device=common.device,
+        devices=processes.devices,
+        nodes=processes.nodes,
         quiet=common.quiet,
     )
     results = read_json(out / "results.json")
-    print_results(common, results)
+    if rank_and_world()[0] == 0:
+        print_results(common, results)
     tell(common, f"report: {out / 'report.html'}\nmodel: {out / 'model'}")
     write_result(common, results)

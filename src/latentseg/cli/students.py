@@ -8,8 +8,10 @@ from tyro.conf import Positional, arg
 
 from latentseg.cli.common import (
     COMMON,
+    PROCESSES,
     CommonFlags,
     Model,
+    OfProcesses,
     Out,
     changed,
     open_segmenter,
@@ -19,6 +21,7 @@ from latentseg.cli.common import (
     write_result,
 )
 from latentseg.cli.results import print_results
+from latentseg.errors import InputError
 from latentseg.files import read_json
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ def train(
     photos: Path | None = None,
     rounds: int = 3,
     seed: int = 0,
+    processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
 ) -> None:
     """A student: a segmentation network trained on a dataset. The same command again resumes.
@@ -68,6 +72,7 @@ def train(
         rounds: Rounds of self-training.
         seed: Of everything random.
     """
+    from latentseg.distributed import rank_and_world
     from latentseg.evaluation.datasets import open_dataset
     from latentseg.students.self_training import SelfTrainingConfig, self_train
     from latentseg.students.training import PRESETS
@@ -76,6 +81,8 @@ def train(
     from latentseg.synthesis.shard_files import is_sharded
     from latentseg.synthesis.shard_pairs import ShardPairs
 
+    if photos and rank_and_world()[1] * processes.devices * processes.nodes > 1:
+        raise InputError("Self-training is done by one process: leave out --photos, or --devices.")
     base = PRESETS[preset]
     config = student_config(base, network=network, width=width, steps=steps)
     config = changed(
@@ -91,7 +98,14 @@ def train(
     card = {"description": f"Trained on {dataset.absolute().name}.", "licence": _licence(dataset)}
     first = out / "student" if photos else out
     segmenter = train_student(
-        pairs, out=first, config=config, card=card, device=common.device, quiet=common.quiet
+        pairs,
+        out=first,
+        config=config,
+        card=card,
+        device=common.device,
+        devices=processes.devices,
+        nodes=processes.nodes,
+        quiet=common.quiet,
     )
     if photos:
         self_train(

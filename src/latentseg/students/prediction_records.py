@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from latentseg import __version__
-from latentseg.coco import encode_region
-from latentseg.files import atomic
+from latentseg.coco import encode_region, write_document
 from latentseg.images import Pixels
 from latentseg.students.photo_names import NamedPhoto
 
@@ -100,17 +99,9 @@ def write_coco(
         "licenses": [],
         "categories": [{"id": i, "name": name} for i, name in enumerate(classes, start=1)],
     }
-    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(head)[:-1])
-        for field, items in [
-            ("images", _images(photos, records)),
-            ("annotations", _annotations(photos, records)),
-        ]:
-            stream.write(f',\n"{field}": [')
-            for index, item in enumerate(items):
-                stream.write((",\n" if index else "\n") + json.dumps(item))
-            stream.write("\n]")
-        stream.write("}\n")
+    write_document(
+        path, head, images=_images(photos, records), annotations=_annotations(photos, records)
+    )
 
 
 def _images(photos: Sequence[NamedPhoto], records: Records) -> Iterator[Record]:

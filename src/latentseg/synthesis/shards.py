@@ -26,7 +26,6 @@ import filelock
 import numpy as np
 import torch
 
-from latentseg.distributed import rank_and_world as rank_and_world
 from latentseg.errors import InputError, LatentsegError, NotFinishedError
 from latentseg.files import MANIFEST, atomic, claim, free_bytes, read_json, sha256, write_json
 from latentseg.generators.protocols import Generator

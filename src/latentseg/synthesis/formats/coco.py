@@ -1,6 +1,5 @@
 """COCO: masks in run-length encoding in one JSON file, exact, with holes and single pixels."""
 
-import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import label
 
 from latentseg import __version__
-from latentseg.coco import encode_region, mask_api
+from latentseg.coco import encode_region, mask_api, write_document
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import atomic, read_json
+from latentseg.files import read_json
 from latentseg.images import IGNORE, Pixels
 from latentseg.synthesis.formats.layout import (
     Facts,
@@ -104,15 +103,7 @@ def _finish(target: Target, records: Collection[Record]) -> Facts:
         for annotation in record["annotations"]
     )
     numbered = ({"id": number, **each} for number, each in enumerate(annotations, start=1))
-    # Line by line: what is written need not fit into memory.
-    with atomic(target.folder / ANNOTATIONS) as path, open(path, "w", encoding="utf-8") as content:
-        content.write(json.dumps(head, allow_nan=False)[:-1])
-        for name, rows in (("images", images), ("annotations", numbered)):
-            content.write(f',\n"{name}": [')
-            for number, row in enumerate(rows):
-                content.write((",\n" if number else "\n") + json.dumps(row, allow_nan=False))
-            content.write("\n]")
-        content.write("}\n")
+    write_document(target.folder / ANNOTATIONS, head, images=images, annotations=numbered)
     return {}
 
 
