@@ -283,8 +283,8 @@ def claim(folder: Path | str, config: dict[str, Any], *, free: tuple[str, ...] =
             f"{folder}: holds other work. It differs in: {'; '.join(differing)}. "
             "Give the same options to continue it, or choose another folder."
         )
-    if earlier != config:
-        write_json(path, config)
+    if earlier != config and not (folder / MANIFEST).exists():
+        write_json(path, config)  # what is finished keeps its record, which its manifest holds
     return True
 
 

@@ -244,6 +244,13 @@ def test_claim_lets_free_fields_change_and_records_them(tmp_path):
     assert files.read_json(tmp_path / "config.json") == now
 
 
+def test_claim_leaves_the_record_of_finished_work_as_its_manifest_has_it(tmp_path):
+    files.claim(tmp_path, {"steps": 3})
+    files.write_manifest(tmp_path)
+    assert files.claim(tmp_path, {"steps": 5, "new": None}, free=("steps",)) is True
+    files.verify_manifest(tmp_path)
+
+
 def test_claim_refuses_a_folder_of_somebody_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="not begun by this command"):

@@ -16,7 +16,7 @@ from torch.nn import functional
 from latentseg.checkpoints import load_state, save_state
 from latentseg.devices import autocast, pick_device, pick_precision
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import claim, locked, write_json, write_manifest
+from latentseg.files import MANIFEST, claim, locked, write_json, write_manifest
 from latentseg.images import IGNORE, Pixels, cover, list_images, read_image, to_tensor
 from latentseg.labelers.refinement import area_share, large_components
 from latentseg.progress import Progress, say
@@ -191,6 +191,7 @@ def self_train(
         card = {name: value for name, value in segmenter.card.items() if name != "results"}
     with locked(out):
         record = {**asdict(config), "segmenter": segmenter.digest, "photos_sha256": digest}
+        (out / MANIFEST).unlink(missing_ok=True)  # more rounds may be asked for
         claim(out, record, free=("rounds",))
         areas = likely_areas(pairs)
         student = segmenter.to(pick_device(device))
