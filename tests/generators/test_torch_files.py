@@ -55,7 +55,7 @@ from tests.generators.pickle_fixtures import (
 
 REFUSALS = (UnsafeFileError, CorruptFileError)
 FORMATS = {"zip": True, "legacy": False}
-FOREIGN = {"torch_utils", "dnnlib", "training", "R3GAN", "models", "dill"}
+FOREIGN = {"torch_utils", "dnnlib", "training", "R3GAN", "models"}
 
 
 @pytest.fixture(scope="module")

@@ -89,23 +89,24 @@ def test_objects_when_there_are_no_boxes_then_says_so(made: Path, tmp_path: Path
         segment_objects(labeler_of(World()), made, {}, out=tmp_path, quiet=True)
 
 
-def test_instances_as_a_command_takes_a_coco_file(tmp_path: Path) -> None:
+def test_instances_as_a_command_takes_a_coco_file(made: Path, tmp_path: Path) -> None:
     def latentseg(*arguments: object) -> str:
         command = [sys.executable, "-m", "latentseg", *map(str, arguments), "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    flags = ("--variants", 4, "--first-mixed-layer", 3)
-    latentseg("fit", "style-mixing", "pets64", "labeler", *flags)
-    latentseg("synth", "pets64", "labeler", "dataset", "--count", 2)
+    world, labeler, out = "tests.world:World", tmp_path / "labeler", tmp_path / "out"
+    labeler_of(World()).save(labeler)
+    name = sorted((made / "images").iterdir())[1].name
     boxes = {
-        "images": [{"id": 1, "file_name": "00000001.png"}],
-        "annotations": [{"image_id": 1, "bbox": [8, 8, 40, 40], "category_id": 3}],
+        "images": [{"id": 1, "file_name": name}],
+        "annotations": [{"image_id": 1, "bbox": [4, 4, 24, 24], "category_id": 3}],
         "categories": [{"id": 3, "name": "cat"}],
     }
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    told = latentseg("instances", "pets64", "labeler", "dataset", "out", "--boxes", "boxes.json")
-    assert "1 objects: out/instances.json" in told
-    written = json.loads((tmp_path / "out" / "instances.json").read_text())
+    told = latentseg("instances", world, labeler, made, out, "--boxes", tmp_path / "boxes.json")
+    assert f"1 objects: {out}/instances.json" in told
+    written = json.loads((out / "instances.json").read_text())
     assert written["categories"] == [{"id": 3, "name": "cat"}]
+    assert [image["file_name"] for image in written["images"]] == [name]
