@@ -237,6 +237,22 @@ def test_the_command_trains_in_the_processes_of_a_launcher(tmp_path: Path, launc
 
 
 @pytest.mark.slow
+def test_the_whole_job_in_two_processes_has_the_dataset_of_one(tmp_path: Path) -> None:
+    options = (
+        *("--preset", "quick", "--search-steps", "10", "--search-restarts", "1", "--radius", "2"),
+        *("--count", "64", "--steps", "4", "--width", "0.125", "--keep-dataset"),
+    )
+    manifests = []
+    for out, environments in ((tmp_path / "two", as_torchrun()), (tmp_path / "one", [{}])):
+        command = ("-m", "latentseg", "run", "tests.world:World", str(out), *options)
+        for status, said in ended(start(environments, *command)):
+            assert status == 0, said
+        verify_manifest(out)
+        manifests.append((out / "dataset" / "directions" / "MANIFEST.json").read_text())
+    assert manifests[0] == manifests[1]
+
+
+@pytest.mark.slow
 def test_a_program_starts_its_own_processes(tmp_path: Path) -> None:
     write_image(tmp_path / "photos" / "a.png", np.zeros((16, 16, 3), np.uint8))
     write_image(tmp_path / "photos" / "b.png", np.ones((16, 16, 3), np.uint8))
@@ -256,7 +272,7 @@ def test_a_program_starts_its_own_processes(tmp_path: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("2 photos at 16 x 16") == 1  # said by the first process only
-    assert (tmp_path / "out" / "generator" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "generator" / "generator.safetensors").is_file()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
