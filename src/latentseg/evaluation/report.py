@@ -68,6 +68,7 @@ def render_report(run: Path | str) -> Path:
         run_name=run.absolute().name,
         generator=generator.get("name") if isinstance(generator, dict) else generator,
         config=config,
+        few_shot=config.get("method") == "few-shot",
         hero=headline(results),
         story=_story(parts),
         pairs=parts.picture("samples/pairs.png"),
