@@ -182,6 +182,55 @@ def test_sigkill_at_any_time_leaves_work_that_continues(tmp_path):
         assert other.read_bytes() == state.read_bytes()
 
 
+FORTY_KILLS = """
+import os, random, signal, sys, time
+from dataclasses import replace
+from latentseg.students.training import train
+from tests.students.test_training import TINY, SMALL
+
+config, chance = replace(TINY, steps=300, decay_at=200, checkpoint_every=2), random.Random(0)
+
+def start(out):
+    child = os.fork()
+    if child == 0:
+        train(SMALL, out=out, config=config, quiet=True)
+        os._exit(0)
+    return child
+
+def status(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+for kill in range(40):
+    child = start(sys.argv[1])
+    time.sleep(chance.uniform(0.01, 0.3))
+    os.kill(child, signal.SIGKILL)
+    print(status(child))
+print(status(start(sys.argv[1])), status(start(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forty_kills_at_random_times_end_with_the_weights_of_none(tmp_path):
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    done = subprocess.run(
+        [sys.executable, "-c", FORTY_KILLS, str(cut), str(whole)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *kills, end = done.stdout.splitlines()
+    assert end == "0 0"
+    assert kills.count("-9") >= 20
+    for folder in (cut, whole):
+        verify_manifest(folder)
+        assert not list(folder.rglob("*.tmp"))
+    weights = "model/model.safetensors"
+    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
+
+
 def test_other_work_in_the_folder_is_refused_with_the_fields(tmp_path):
     train(SMALL, out=tmp_path, config=replace(TINY, steps=2), quiet=True)
     with pytest.raises(InputError, match=r"lr: 0\.001 there, 0\.1 now; steps: 2 there, 3 now"):
