@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from latentseg.labelers.style_mixing import StyleMixingConfig
 
 
-Variant = Literal["ours", "official", "paper"]
+Variant = Literal["ours", "fast", "official", "paper"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class DirectionsFlags:
     """Of the method directions; by default as the preset or the variant has it."""
 
     variant: Variant | None = None
-    """Settings of the search: ours, those of the official code, or of the paper."""
+    """Settings of the search: ours, fast (one start, larger steps), of the official code, or of the
+    paper."""
     mode: Literal["light", "dark", "both", "ensemble"] | None = None
     """Directions that make the mask; run can also average students of light and dark."""
     radius: float | None = None
