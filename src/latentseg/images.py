@@ -167,6 +167,22 @@ def size_of(path: Path | str) -> tuple[int, int]:
         return (picture.width, picture.height) if is_turned else (picture.height, picture.width)
 
 
+def is_plain(path: Path | str) -> bool:
+    """Whether every program reads this file as `read_image` does: an upright photo of 8 bits.
+
+    Raises:
+        InputError, CorruptFileError: as `size_of`.
+    """
+    suffixes = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
+    with _opened(path) as picture:
+        return (
+            Path(path).suffix.lower() in suffixes.get(picture.format or "", ())
+            and picture.mode in ("RGB", "L")
+            and "transparency" not in picture.info
+            and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        )
+
+
 def encode(image: Pixels, suffix: str = ".png") -> bytes:
     """Encodes (H, W), (H, W, 3) or (H, W, 4) uint8 as PNG, or without alpha as JPEG of quality 95.
 

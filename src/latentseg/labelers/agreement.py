@@ -23,7 +23,7 @@ from latentseg.labelers.losses import grey
 from latentseg.labelers.naming import NAMES
 from latentseg.labelers.protocols import Labeler, Labelled
 from latentseg.labelers.quality import agreement
-from latentseg.labelers.refinement import area_share, large_components
+from latentseg.labelers.refinement import area_share, first_refusal, large_components
 
 FORMAT = 1
 PARTS = ("first", "second")  # the subfolders of the two labelers
@@ -213,9 +213,7 @@ class VotingLabeler:
             images=x,
             masks=torch.from_numpy(masks.astype(np.uint8)),
             confidence=torch.from_numpy(shared).float(),
-            rejected_by=torch.from_numpy(
-                np.where(passed.all(axis=0), 0, np.argmin(passed, axis=0) + 1)
-            ),
+            rejected_by=torch.from_numpy(first_refusal(passed)),
         )
 
     def save(self, folder: Path | str) -> None:

@@ -60,7 +60,7 @@ from latentseg.labelers.heads import (
 )
 from latentseg.labelers.overview import sample_counts
 from latentseg.labelers.protocols import Labelled
-from latentseg.labelers.refinement import area_share
+from latentseg.labelers.refinement import area_share, first_refusal
 from latentseg.progress import say
 from latentseg.seeds import derive_seeds
 
@@ -488,16 +488,15 @@ class FewShotLabeler:
 
     def _verdict(self, masks: Tensor, found: Answer) -> Tensor:
         """(B,) int64: the first of the filters that refuses each sample, from 1, or 0."""
-        area = torch.from_numpy(area_share(masks.numpy() > 0))
-        refused = torch.stack(
+        area = area_share(masks.numpy() > 0)
+        refused = np.stack(
             [
                 (area < self.config.min_area) | (area > self.config.max_area),
-                found.confidence.cpu() < self.config.min_confidence,
-                found.uncertainty.cpu() > self.max_uncertainty,
+                (found.confidence.cpu() < self.config.min_confidence).numpy(),
+                (found.uncertainty.cpu() > self.max_uncertainty).numpy(),
             ]
         )
-        first = refused.to(torch.int64).argmax(dim=0) + 1
-        return torch.where(refused.any(dim=0), first, 0)
+        return torch.from_numpy(first_refusal(~refused))
 
 
 def hypercolumns(generator: Generator, config: FewShotConfig) -> Hypercolumns:

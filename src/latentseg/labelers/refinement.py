@@ -77,8 +77,16 @@ def refine(
         passed[3] = roundness(masks) >= config.min_roundness
     if config.min_overlap > 0 and len(parts) == 2:
         passed[4] = area_share(parts[0] == parts[1]) >= config.min_overlap
-    first = np.argmin(passed, axis=0) + 1
-    return masks, np.where(passed.all(axis=0), 0, first)
+    return masks, first_refusal(passed)
+
+
+def first_refusal(passed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The first filter that refuses each sample, (B,) from 1, or 0 if all pass.
+
+    Args:
+        passed: Whether each filter passes each sample, (F, B).
+    """
+    return np.where(passed.all(axis=0), 0, np.argmin(passed, axis=0) + 1)
 
 
 def large_components(masks: Masks, min_share: float) -> Masks:

@@ -49,7 +49,13 @@ from latentseg.labelers.prototypes import (
     segment_statistics,
 )
 from latentseg.labelers.quality import agreement
-from latentseg.labelers.refinement import ACROSS_SIDES, Masks, area_share, large_components
+from latentseg.labelers.refinement import (
+    ACROSS_SIDES,
+    Masks,
+    area_share,
+    first_refusal,
+    large_components,
+)
 from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
 
@@ -477,8 +483,8 @@ class StyleMixingLabeler:
         passed[2] = found.confidence.numpy() >= self.config.min_confidence
         if self.config.min_agreement > 0 and self.config.k == 2:
             passed[3] = self.agreement(variants) >= self.config.min_agreement
-        first = np.where(passed.all(axis=0), 0, np.argmin(passed, axis=0) + 1)
-        return torch.from_numpy(masks), found.confidence, torch.from_numpy(first)
+        rejected_by = torch.from_numpy(first_refusal(passed))
+        return torch.from_numpy(masks), found.confidence, rejected_by
 
     def votes(self, latents: Latents) -> Tensor:
         """How sure the labeler is of each pixel for k = 2, (B, H, W): positive for foreground.

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
-
 from latentseg import __version__
 from latentseg.errors import InputError, LatentsegError
 from latentseg.files import (
@@ -24,7 +22,7 @@ from latentseg.files import (
     write_json,
     write_manifest,
 )
-from latentseg.images import IGNORE, encode
+from latentseg.images import IGNORE, encode, is_plain
 from latentseg.progress import Progress, say
 from latentseg.synthesis.formats import coco, hf_datasets, png_folders, yolo
 from latentseg.synthesis.formats.layout import (
@@ -286,28 +284,13 @@ def _read_sample(dataset: LabelledImages, index: int) -> _Read | str:
     except LatentsegError as error:
         return str(error)
     path = dataset.images[index] if isinstance(dataset, StoredDataset) else None
-    if path is not None and _is_plain(path):
+    if path is not None and is_plain(path):
         suffix, content = path.suffix.lower(), path.read_bytes()
     else:
         suffix, content = ".png", encode(image)
     # A name that starts with a dot would be hidden, and left out of what is read and verified.
     written = name.replace("/", "_").replace("\\", "_").lstrip(".") or "_"
     return _Read(index, str(path or name), content, Sample(written, suffix, mask))
-
-
-def _is_plain(path: Path) -> bool:
-    """Whether every program reads this file as `read_image` does: an upright photo of 8 bits."""
-    suffixes = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
-    try:
-        with Image.open(path, formats=[*suffixes]) as picture:
-            return (
-                path.suffix.lower() in suffixes.get(picture.format or "", ())
-                and picture.mode in ("RGB", "L")
-                and "transparency" not in picture.info
-                and picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
-            )
-    except UnidentifiedImageError:
-        return False
 
 
 def _write_sample(format: Format, target: Target, read: _Read) -> Record:
