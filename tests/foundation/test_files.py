@@ -15,7 +15,11 @@ from latentseg import files
 from latentseg.errors import CorruptFileError, InputError
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 ).filter(lambda value: "\\ud" not in json.dumps(value))  # lone surrogates have no UTF-8
