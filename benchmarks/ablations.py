@@ -11,14 +11,14 @@ from typing import Annotated
 
 import tyro
 
-from latentseg.evaluation.datasets import RealDataset, open_dataset
+from latentseg.datasets.pairs import FolderPairs
+from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.evaluation.protocols import Result, evaluate
 from latentseg.files import write_json
 from latentseg.generators import load_generator
 from latentseg.labelers.directions import DirectionsConfig, DirectionsLabeler, fit_directions
 from latentseg.students.segmenter import Segmenter, ensemble
 from latentseg.students.training import PRESETS, train
-from latentseg.synthesis.pairs import FolderPairs
 from latentseg.synthesis.writers import synthesize
 
 RADII = (2.0, 4.0, 5.0, 6.0, 8.0)

@@ -13,9 +13,9 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from latentseg.generators.families.stylegan2 import StyleGAN2, StyleGAN2Config
 from latentseg.generators.protocols import GeneratorInfo
 from latentseg.generators.style_generator import StyleGenerator, StyleNetwork
-from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from latentseg.labelers.features import Hypercolumns, conv_1x1
 from latentseg.labelers.heads import build_heads, class_probabilities
 from measuring import Row, in_fresh_process, peak_bytes, show

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 import tyro
 
-from latentseg.evaluation.datasets import RealDataset, open_dataset
+from latentseg.datasets.pairs import FolderPairs
+from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.evaluation.metrics import accuracy, confusion_matrix, iou, weighted_iou
 from latentseg.evaluation.protocols import evaluate
 from latentseg.files import read_json, write_json
 from latentseg.generators import load_generator
 from latentseg.generators.protocols import Generator
 from latentseg.images import read_mask, resize_mask, to_pixels
-from latentseg.inversion import invert
+from latentseg.inversion.search import invert
 from latentseg.labelers.few_shot import (
     VARIANTS,
     FewShotConfig,
@@ -36,7 +37,6 @@ from latentseg.labelers.few_shot import (
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import TrainConfig, train
-from latentseg.synthesis.pairs import FolderPairs
 from latentseg.synthesis.writers import synthesize
 
 PROTOCOL = "tritrong2021"

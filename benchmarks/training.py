@@ -11,7 +11,7 @@ import tyro
 from measuring import Row, finish, in_fresh_process, show
 
 if TYPE_CHECKING:
-    from latentseg.synthesis.pairs import Batch
+    from latentseg.datasets.pairs import Batch
 
 
 class Clocked:
@@ -28,7 +28,7 @@ class Clocked:
         """The pairs of any step."""
         import torch
 
-        from latentseg.synthesis.pairs import Batch
+        from latentseg.datasets.pairs import Batch
 
         self.asked.append(time.perf_counter())
         if self.made is None:

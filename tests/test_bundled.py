@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from latentseg.datasets.real import open_dataset
 from latentseg.evaluation.baselines import floors
-from latentseg.evaluation.datasets import open_dataset
 from latentseg.evaluation.protocols import evaluate
 from latentseg.run import PRESETS, run
 from latentseg.students.segmenter import ASSETS, Segmenter, list_segmenters

@@ -14,7 +14,7 @@ import pytest
 from latentseg import cli
 from latentseg.images import read_image, read_mask, write_image, write_mask
 from tests.app.painted import begin
-from tests.evaluation.fabricate import blob, make_dataset
+from tests.datasets.fabricate import blob, make_dataset
 from tests.labelers.test_few_shot import painting, write_painting
 
 ROOT = Path(__file__).parents[1]

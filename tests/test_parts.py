@@ -12,13 +12,13 @@ import torch
 from latentseg import cli
 from latentseg.app.exchange import import_masks
 from latentseg.app.painting import start_painting
+from latentseg.datasets.shard_files import is_sharded
 from latentseg.errors import InputError
 from latentseg.evaluation.metrics import confusion_matrix, iou
 from latentseg.generators import load_generator
 from latentseg.images import read_mask, to_pixels, write_image, write_mask
 from latentseg.labelers.few_shot import fit_few_shot, read_painting
 from latentseg.run import PRESETS, few_shot_preset, run
-from latentseg.synthesis.shard_files import is_sharded
 from tests.few_shot_world import FewShotWorld
 from tests.parts_world import PARTS
 

@@ -18,7 +18,7 @@ from latentseg.students.segmenter import Segmenter
 from latentseg.students.self_training import SelfTrainingConfig
 from latentseg.students.training import TrainConfig, train
 from latentseg.synthesis.writers import synthesize
-from tests.evaluation.fabricate import blob, make_dataset
+from tests.datasets.fabricate import blob, make_dataset
 from tests.world import World, fitted, seeds
 
 WORLD = "tests.world:World"

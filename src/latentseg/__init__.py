@@ -6,11 +6,13 @@ Nothing heavy is imported until one of the public names is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from latentseg.version import __version__
+
 if TYPE_CHECKING:
     from latentseg.evaluation.protocols import evaluate
     from latentseg.generators import list_generators, load_generator
     from latentseg.generators.training import train_generator
-    from latentseg.inversion import invert
+    from latentseg.inversion.search import invert
     from latentseg.labelers import load_labeler
     from latentseg.labelers.directions import fit_directions
     from latentseg.labelers.few_shot import fit_few_shot
@@ -19,10 +21,9 @@ if TYPE_CHECKING:
     from latentseg.students.training import train
     from latentseg.synthesis.writers import synthesize
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Segmenter",
+    "__version__",
     "evaluate",
     "fit_directions",
     "fit_few_shot",
@@ -42,7 +43,7 @@ _HOMES = {
     "fit_directions": "latentseg.labelers.directions",
     "fit_few_shot": "latentseg.labelers.few_shot",
     "fit_style_mixing": "latentseg.labelers.style_mixing",
-    "invert": "latentseg.inversion",
+    "invert": "latentseg.inversion.search",
     "list_generators": "latentseg.generators",
     "load_generator": "latentseg.generators",
     "load_labeler": "latentseg.labelers",
@@ -59,4 +60,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__]

@@ -8,11 +8,11 @@ import tempfile
 
 import torch
 
-import latentseg
 from latentseg.devices import has_fast_bf16, pick_device
 from latentseg.files import free_bytes
 from latentseg.generators import list_generators
 from latentseg.students.segmenter import list_segmenters
+from latentseg.version import __version__
 
 REQUIRED = ("torch", "kornia", "numpy", "scipy", "safetensors", "Pillow", "tyro")
 GIB = 2**30
@@ -22,7 +22,7 @@ def diagnose() -> dict[str, str]:
     """Each thing that was looked at, with what was found and, where it fails, how to mend it."""
     device = pick_device()
     findings = {
-        "latentseg": latentseg.__version__,
+        "latentseg": __version__,
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
     }
     findings |= {name: importlib.metadata.version(name) for name in REQUIRED}

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-import latentseg
+from latentseg.datasets.pairs import FolderPairs, Pairs
+from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.distributed import join
 from latentseg.errors import InputError
 from latentseg.evaluation.baselines import floors
-from latentseg.evaluation.datasets import RealDataset, open_dataset
 from latentseg.evaluation.pictures import write_examples, write_pairs, write_story
 from latentseg.evaluation.protocols import Result, evaluate
 from latentseg.evaluation.report import render_report
@@ -57,9 +57,9 @@ from latentseg.students.self_training import SelfTrainingConfig, self_train
 from latentseg.students.training import PARTS_PRESETS as PARTS_STUDENTS
 from latentseg.students.training import PRESETS as STUDENTS
 from latentseg.students.training import TrainConfig, train
-from latentseg.synthesis.pairs import FolderPairs, Pairs
 from latentseg.synthesis.stream import Stream
 from latentseg.synthesis.writers import synthesize
+from latentseg.version import __version__
 
 SHOWN = 20  # synthetic pairs in the report
 COLUMNS = (
@@ -220,7 +220,7 @@ def run(
         "ceiling": None if ceiling is None else str(ceiling),
         "keep_dataset": keep_dataset,
         "versions": {
-            "latentseg": latentseg.__version__,
+            "latentseg": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

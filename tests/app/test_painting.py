@@ -16,8 +16,8 @@ from latentseg.app import painting as painting_module
 from latentseg.app import strokes
 from latentseg.app.painting import ClassChange, Painting, PartClass, start_painting
 from latentseg.app.strokes import PaintedMask, edit_between
+from latentseg.datasets.real import check_dataset, open_dataset
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.evaluation.datasets import check_dataset, open_dataset
 from latentseg.images import read_image, read_mask, to_pixels, write_mask
 from tests.app.painted import PARTS, SIZE, begin, noise
 from tests.world import World

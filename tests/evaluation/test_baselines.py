@@ -11,7 +11,7 @@ from latentseg.evaluation.baselines import (
 )
 from latentseg.evaluation.protocols import evaluate
 from latentseg.images import IGNORE
-from tests.evaluation.fabricate import blob, make_dataset
+from tests.datasets.fabricate import blob, make_dataset
 
 
 def test_find_ellipse_when_all_masks_are_one_ellipse_finds_it(tmp_path):

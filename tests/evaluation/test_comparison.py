@@ -1,5 +1,5 @@
+from latentseg.datasets.groupings import GROUPINGS
 from latentseg.evaluation.comparison import group_results, headline
-from latentseg.evaluation.groupings import GROUPINGS
 from latentseg.evaluation.papers import PUBLISHED_PARTS
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from latentseg.datasets import groupings
 from latentseg.errors import InputError
-from latentseg.evaluation import baselines, groupings, metrics, papers, protocols
-from tests.evaluation.fabricate import ids
+from latentseg.evaluation import baselines, metrics, papers, protocols
+from tests.datasets.fabricate import ids
 
 TOLERANCE = 1e-9
 reference: Any = sklearn.metrics  # its types are wrong about None and 0

@@ -5,7 +5,7 @@ from latentseg.evaluation.pictures import write_examples, write_pairs, write_sto
 from latentseg.evaluation.protocols import evaluate
 from latentseg.files import read_json
 from latentseg.images import IGNORE, read_image
-from tests.evaluation.fabricate import Bright, ToyLabeler, blob, make_dataset, photo
+from tests.datasets.fabricate import Bright, ToyLabeler, blob, make_dataset, photo
 
 
 def test_examples_are_the_worst_the_best_and_some_between(tmp_path):

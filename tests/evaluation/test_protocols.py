@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.errors import DivergedError, InputError
-from latentseg.evaluation.datasets import RealDataset, open_dataset
 from latentseg.evaluation.protocols import Scores, centre_square, evaluate
 from latentseg.files import write_json
 from latentseg.images import IGNORE, Pixels
-from tests.evaluation.fabricate import (
+from tests.datasets.fabricate import (
     Bright,
     Lookup,
     blob,

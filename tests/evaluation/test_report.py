@@ -6,7 +6,7 @@ import pytest
 from latentseg.errors import InputError
 from latentseg.evaluation.report import render_report
 from latentseg.files import read_json, write_json
-from tests.evaluation.fabricate import write_run
+from tests.datasets.fabricate import write_run
 
 
 @pytest.fixture(scope="module")

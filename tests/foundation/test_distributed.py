@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentseg.checkpoints import Checkpoints
+from latentseg.datasets.pairs import Batch
 from latentseg.distributed import OwnDraws, Team, join, rank_and_world
 from latentseg.errors import InputError
 from latentseg.files import read_safetensors, verify_manifest
@@ -24,7 +24,7 @@ from latentseg.images import write_image
 from latentseg.interrupts import Terminated
 from latentseg.students import training
 from latentseg.students.training import TrainConfig, train
-from latentseg.synthesis.pairs import Batch
+from latentseg.training_states import Checkpoints
 from tests.students.toy import QUICK, Discs
 
 CPU = torch.device("cpu")

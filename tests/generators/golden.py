@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from latentseg.files import read_safetensors
-from latentseg.generators.containers import Checkpoint, open_checkpoint
+from latentseg.weights.containers import Checkpoint, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TOLERANCE = 1e-4  # of the range of what is expected

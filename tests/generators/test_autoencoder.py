@@ -10,12 +10,16 @@ import torch
 
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_safetensors, write_safetensors
-from latentseg.generators.autoencoder import FAMILY, AutoencoderConfig, AutoencoderGenerator
-from latentseg.generators.containers import open_checkpoint
-from latentseg.generators.diffusers_folders import diffusers_class
+from latentseg.generators.families.autoencoder import (
+    FAMILY,
+    AutoencoderConfig,
+    AutoencoderGenerator,
+)
+from latentseg.generators.families.diffusers_folders import diffusers_class
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo, HasEncoder, Latents
 from latentseg.images import cover, read_image, to_pixels, to_tensor, write_image
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import assert_close, golden
 from tests.generators.tiny_autoencoder import TINY, VAE, VQ
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.bigbigan import FAMILY, read_bank
-from latentseg.generators.biggan import BigGAN
-from latentseg.generators.containers import open_checkpoint
+from latentseg.generators.families.bigbigan import FAMILY, read_bank
+from latentseg.generators.families.biggan import BigGAN
 from latentseg.generators.family import Options, SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import assert_close, cases, golden
 
 INFO = GeneratorInfo("tiny", (0, 0), (), 0, "", "none stated", "test", "", FAMILY.name)

@@ -11,11 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.biggan import FAMILY, BigGAN, BigGANConfig, normalised, upsampled_conv
-from latentseg.generators.containers import open_checkpoint
+from latentseg.generators.families.biggan import (
+    FAMILY,
+    BigGAN,
+    BigGANConfig,
+    normalised,
+    upsampled_conv,
+)
 from latentseg.generators.family import Options, SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_biggan import tiny
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.biggan_deep import FAMILY, BigGANDeep, BigGANDeepConfig, row_for
-from latentseg.generators.containers import open_checkpoint
+from latentseg.generators.families.biggan_deep import FAMILY, BigGANDeep, BigGANDeepConfig, row_for
 from latentseg.generators.family import Options, SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import assert_close, cases, golden
 
 INFO = GeneratorInfo("tiny", (0, 0), (), 0, "", "MIT", "test", "", FAMILY.name)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentseg.errors import CorruptFileError
-from latentseg.generators.containers import open_checkpoint
-from latentseg.generators.dcgan import DCGAN, FAMILY
+from latentseg.generators.families.dcgan import DCGAN, FAMILY
 from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo, HasFeatures, HasVariants, Latents
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import assert_close, cases, golden
 
 CASE = golden("dcgan/rgb64")

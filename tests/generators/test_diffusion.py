@@ -14,13 +14,13 @@ from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_safetensors, write_safetensors
-from latentseg.generators.containers import open_checkpoint
-from latentseg.generators.diffusers_folders import diffusers_class
-from latentseg.generators.diffusion import FAMILY, Diffusion, RenoisedDiffusion, Step
+from latentseg.generators.families.diffusers_folders import diffusers_class
+from latentseg.generators.families.diffusion import FAMILY, Diffusion, RenoisedDiffusion, Step
 from latentseg.generators.family import Family, SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.noise_generator import LayeredNoiseGenerator
 from latentseg.generators.protocols import GeneratorInfo, HasFeatures, HasVariants, Latents
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import assert_close, golden
 from tests.generators.tiny_autoencoder import VAE, VQ
 from tests.generators.tiny_diffusion import TEXT_UNET, UNET
@@ -403,7 +403,7 @@ def test_missing_or_mismatched_libraries_are_explained(monkeypatch: pytest.Monke
 
 def test_diffusers_is_imported_for_its_folders_only() -> None:
     code = (
-        "import sys, latentseg.generators.diffusion, latentseg.generators.autoencoder; "
+        "import sys; from latentseg.generators.families import autoencoder, diffusion; "
         "from latentseg.generators.registry import families; families(); "
         "sys.exit('diffusers' in sys.modules)"
     )

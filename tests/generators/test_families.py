@@ -11,13 +11,13 @@ import torch
 from latentseg.errors import CorruptFileError, InputError, LatentsegError, UnsafeFileError
 from latentseg.generators import load_generator
 from latentseg.generators.abilities import abilities
-from latentseg.generators.containers import open_checkpoint
 from latentseg.generators.conversion import convert
 from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import HasFeatures, HasVariants
 from latentseg.generators.registry import families, identify
 from latentseg.labelers.directions import VARIANTS, fit_directions
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import GOLDEN, assert_close, cases, golden
 from tests.generators.tiny import TINY
 
@@ -247,7 +247,7 @@ def test_variants_and_features_come_in_parts_of_any_size(
         return [tiny(latents), *variants, *features]
 
     whole = drawn()
-    monkeypatch.setattr("latentseg.generators.parts.PIXELS", tiny.info.size[0] * tiny.info.size[1])
+    monkeypatch.setattr("latentseg.generators.chunks.PIXELS", tiny.info.size[0] * tiny.info.size[1])
     for actual, expected in zip(drawn(), whole, strict=True):
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 

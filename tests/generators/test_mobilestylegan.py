@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.containers import Checkpoint
-from latentseg.generators.family import Imported, Sampling
-from latentseg.generators.folders import load_folder, save_generator
-from latentseg.generators.mobilestylegan import (
+from latentseg.generators.families.mobilestylegan import (
     FAMILY,
     MobileStyleGAN,
     MobileStyleGANConfig,
@@ -20,8 +17,11 @@ from latentseg.generators.mobilestylegan import (
     inverse_wavelet,
     official_layers,
 )
+from latentseg.generators.family import Imported, Sampling
+from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo, Latents
 from latentseg.generators.style_generator import StyleGenerator
+from latentseg.weights.containers import Checkpoint
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_mobilestylegan import tiny
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.containers import Checkpoint
+from latentseg.generators.families.progan import FAMILY, ProGAN
 from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
-from latentseg.generators.progan import FAMILY, ProGAN
 from latentseg.generators.protocols import GeneratorInfo, HasFeatures, HasVariants, Latents
-from latentseg.generators.records import Record
+from latentseg.weights.containers import Checkpoint
+from latentseg.weights.records import Record
 from tests.generators.golden import assert_close, cases, golden
 from tests.generators.tiny_progan import TINY
 

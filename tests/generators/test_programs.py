@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from latentseg.errors import InputError, UnsafeFileError
 from latentseg.generators import load_generator
-from latentseg.generators.containers import open_checkpoint
 from latentseg.generators.programs import PROGRAMS, ProgramGenerator, load_program
 from latentseg.generators.protocols import HasFeatures, Latents
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import assert_close, golden
 
 # torch.jit is deprecated, its files are not gone.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
+from latentseg.generators.families.r3gan import FAMILY, R3GAN, R3GANConfig
 from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo, HasVariants, Latents
-from latentseg.generators.r3gan import FAMILY, R3GAN, R3GANConfig
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_r3gan import tiny
 

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators import gan_stability, load_generator, selfcond
-from latentseg.generators.containers import Checkpoint, open_checkpoint
+from latentseg.generators import load_generator
+from latentseg.generators.families import gan_stability, selfcond
+from latentseg.generators.families.resnet_gan import ResNetGAN, ResNetGANConfig
 from latentseg.generators.family import Family, SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.noise_generator import NoiseGenerator
 from latentseg.generators.protocols import GeneratorInfo, Latents
-from latentseg.generators.resnet_gan import ResNetGAN, ResNetGANConfig
+from latentseg.weights.containers import Checkpoint, open_checkpoint
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_resnet_gan import TINY
 

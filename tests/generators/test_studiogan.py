@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators import load_generator, studiogan
-from latentseg.generators.containers import Checkpoint
+from latentseg.generators import load_generator
+from latentseg.generators.families import studiogan
+from latentseg.generators.families.studiogan import (
+    FAMILY,
+    StudioGANConfig,
+    objection,
+)
 from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.noise_generator import LayeredNoiseGenerator, NoiseGenerator
 from latentseg.generators.priors import Prior
 from latentseg.generators.protocols import GeneratorInfo, Latents
-from latentseg.generators.studiogan import (
-    FAMILY,
-    StudioGANConfig,
-    objection,
-)
 from latentseg.seeds import derive_seeds
+from latentseg.weights.containers import Checkpoint
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_studiogan import TINY
 

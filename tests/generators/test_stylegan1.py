@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.containers import open_checkpoint
+from latentseg.generators.families.stylegan1 import StyleGAN1, StyleGAN1Config
+from latentseg.generators.families.stylegan1_files import FAMILY
 from latentseg.generators.family import Imported
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo, Latents
 from latentseg.generators.style_generator import StyleGenerator
-from latentseg.generators.stylegan1 import StyleGAN1, StyleGAN1Config
-from latentseg.generators.stylegan1_files import FAMILY
+from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_stylegan1 import tiny
 

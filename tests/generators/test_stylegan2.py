@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.containers import Checkpoint, open_checkpoint
-from latentseg.generators.family import Imported, Sampling
-from latentseg.generators.folders import load_folder, save_generator
-from latentseg.generators.protocols import GeneratorInfo, Latents
-from latentseg.generators.style_generator import StyleGenerator
-from latentseg.generators.stylegan2 import (
+from latentseg.generators.families.stylegan2 import (
     StyleGAN2,
     StyleGAN2Config,
     filter_kernel,
     modulated_conv,
     upfirdn,
 )
-from latentseg.generators.stylegan2_files import CLAMP_NOTE, FAMILY
+from latentseg.generators.families.stylegan2_files import CLAMP_NOTE, FAMILY
+from latentseg.generators.family import Imported, Sampling
+from latentseg.generators.folders import load_folder, save_generator
+from latentseg.generators.protocols import GeneratorInfo, Latents
+from latentseg.generators.style_generator import StyleGenerator
+from latentseg.weights.containers import Checkpoint, open_checkpoint
 from tests.generators.golden import assert_close, cases, golden
 from tests.generators.tiny_stylegan2 import tiny
 

@@ -8,13 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentseg.configs import from_json
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.generators.configs import from_json
-from latentseg.generators.family import SavedGenerator
-from latentseg.generators.folders import load_folder, save_generator
-from latentseg.generators.protocols import GeneratorInfo, Latents
-from latentseg.generators.style_generator import StyleGenerator
-from latentseg.generators.stylegan3 import (
+from latentseg.generators.families.stylegan3 import (
     FAMILY,
     LayerConfig,
     StyleGAN3,
@@ -25,6 +21,10 @@ from latentseg.generators.stylegan3 import (
     planned,
     upsampled,
 )
+from latentseg.generators.family import SavedGenerator
+from latentseg.generators.folders import load_folder, save_generator
+from latentseg.generators.protocols import GeneratorInfo, Latents
+from latentseg.generators.style_generator import StyleGenerator
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_stylegan3 import tiny
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
+from latentseg.generators.families.stylegan_xl import FAMILY, StyleGANXL, staged
 from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo, Latents
 from latentseg.generators.style_generator import StyleGenerator
-from latentseg.generators.stylegan_xl import FAMILY, StyleGANXL, staged
 from tests.generators.golden import Case, assert_close, cases, golden
 from tests.generators.tiny_stylegan_xl import tiny
 

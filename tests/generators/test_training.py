@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from latentseg.checkpoints import Checkpoints
 from latentseg.errors import DivergedError, InputError
 from latentseg.generators import load_generator
 from latentseg.generators.training import GeneratorTrainingConfig, loop, train_generator
@@ -20,6 +19,7 @@ from latentseg.generators.training.distance import frechet, gaussian, sliced_was
 from latentseg.generators.training.loop import default_channels
 from latentseg.generators.training.photos import Photos, read_photos
 from latentseg.images import write_image
+from latentseg.training_states import Checkpoints
 
 TINY = GeneratorTrainingConfig(
     size=(16, 16), channels=(8, 8, 8), latent_dim=8, images=24 * 8, batch=8, r1_interval=4,
@@ -283,7 +283,7 @@ def test_minibatch_deviation_tells_copies_from_variety() -> None:
 
 
 def test_discriminator_uses_the_class() -> None:
-    from latentseg.generators.stylegan2 import StyleGAN2Config
+    from latentseg.generators.families.stylegan2 import StyleGAN2Config
 
     torch.manual_seed(0)
     config = StyleGAN2Config(size=(16, 16), channels=(8, 8, 8), w_dim=8, n_classes=2)

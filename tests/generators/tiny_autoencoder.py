@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from latentseg.generators.autoencoder import FAMILY, AutoencoderConfig
+from latentseg.generators.families.autoencoder import FAMILY, AutoencoderConfig
 from latentseg.generators.family import SavedGenerator
 from tests.generators.random_weights import random_generator
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from latentseg.generators.bigbigan import FAMILY
-from latentseg.generators.biggan import BigGANConfig
+from latentseg.generators.families.bigbigan import FAMILY
+from latentseg.generators.families.biggan import BigGANConfig
 from latentseg.generators.family import Sampling, SavedGenerator
 from tests.generators.random_weights import random_generator
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from latentseg.generators.biggan import FAMILY, BigGANConfig
+from latentseg.generators.families.biggan import FAMILY, BigGANConfig
 from latentseg.generators.family import SavedGenerator
 from tests.generators.random_weights import random_generator
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from latentseg.generators.biggan_deep import FAMILY, BigGANDeepConfig
+from latentseg.generators.families.biggan_deep import FAMILY, BigGANDeepConfig
 from latentseg.generators.family import Sampling, SavedGenerator
 from tests.generators.random_weights import random_generator
 

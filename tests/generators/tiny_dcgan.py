@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from latentseg.generators.dcgan import FAMILY, DCGANConfig
+from latentseg.generators.families.dcgan import FAMILY, DCGANConfig
 from latentseg.generators.family import SavedGenerator
 from tests.generators.random_weights import random_generator
 

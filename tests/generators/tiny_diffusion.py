@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from latentseg.generators.diffusion import (
+from latentseg.generators.families.diffusion import (
     FAMILY,
     DiffusionConfig,
     Step,

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from latentseg.generators.families.mobilestylegan import FAMILY, MobileStyleGANConfig
 from latentseg.generators.family import SavedGenerator
-from latentseg.generators.mobilestylegan import FAMILY, MobileStyleGANConfig
 from tests.generators.random_weights import random_generator
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from latentseg.generators.families.progan import FAMILY, ProGANConfig
 from latentseg.generators.family import SavedGenerator
-from latentseg.generators.progan import FAMILY, ProGANConfig
 from tests.generators.random_weights import random_generator
 
 CHANNELS = (8, 8, 6)

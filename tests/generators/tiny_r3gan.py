@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from latentseg.generators.families.r3gan import FAMILY, R3GANConfig
 from latentseg.generators.family import SavedGenerator
-from latentseg.generators.r3gan import FAMILY, R3GANConfig
 from tests.generators.random_weights import random_generator
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from latentseg.generators import gan_stability, selfcond
+from latentseg.generators.families import gan_stability, selfcond
+from latentseg.generators.families.resnet_gan import ResNetGANConfig
 from latentseg.generators.family import Family, SavedGenerator
-from latentseg.generators.resnet_gan import ResNetGANConfig
 from tests.generators.random_weights import random_generator
 
 CHANNELS = {

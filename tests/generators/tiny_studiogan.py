@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from latentseg.generators.families.studiogan import FAMILY, StudioGANConfig
 from latentseg.generators.family import SavedGenerator
-from latentseg.generators.studiogan import FAMILY, StudioGANConfig
 from tests.generators.random_weights import random_generator
 
 CHANNELS = (16, 8, 8)

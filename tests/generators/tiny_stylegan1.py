@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from latentseg.generators.families.stylegan1 import StyleGAN1Config
+from latentseg.generators.families.stylegan1_files import FAMILY
 from latentseg.generators.family import Sampling, SavedGenerator
-from latentseg.generators.stylegan1 import StyleGAN1Config
-from latentseg.generators.stylegan1_files import FAMILY
 from tests.generators.random_weights import random_generator
 
 

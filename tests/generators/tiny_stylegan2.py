@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from latentseg.generators.families.stylegan2 import StyleGAN2Config
+from latentseg.generators.families.stylegan2_files import FAMILY
 from latentseg.generators.family import Sampling, SavedGenerator
-from latentseg.generators.stylegan2 import StyleGAN2Config
-from latentseg.generators.stylegan2_files import FAMILY
 from tests.generators.random_weights import random_generator
 
 SMALL = {"size": (16, 16), "channels": (8, 8, 8), "z_dim": 6, "w_dim": 6, "mapping_layers": 1}

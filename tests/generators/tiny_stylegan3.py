@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from latentseg.generators.families.stylegan3 import FAMILY, StyleGAN3Config, planned
 from latentseg.generators.family import SavedGenerator
-from latentseg.generators.stylegan3 import FAMILY, StyleGAN3Config, planned
 from tests.generators.random_weights import random_generator
 
 

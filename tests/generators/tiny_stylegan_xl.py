@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from latentseg.generators.families.stylegan_xl import FAMILY, StyleGANXLConfig, staged
 from latentseg.generators.family import SavedGenerator
-from latentseg.generators.stylegan_xl import FAMILY, StyleGANXLConfig, staged
 from tests.generators.random_weights import random_generator
 
 

@@ -309,7 +309,7 @@ def test_find_direction_when_the_batch_is_searched_in_parts_then_it_is_the_same(
 ):
     config = replace(BRIEF, loss=variant, batch=5)
     whole = find_direction(World(), "light", config=config, quiet=True)
-    monkeypatch.setattr("latentseg.generators.parts.PIXELS", 2 * 32 * 32)  # parts of 2, 2 and 1
+    monkeypatch.setattr("latentseg.generators.chunks.PIXELS", 2 * 32 * 32)  # parts of 2, 2 and 1
     parts = find_direction(World(), "light", config=config, quiet=True)
     torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=1e-4)
     for step, expected in zip(parts.losses, whole.losses, strict=True):

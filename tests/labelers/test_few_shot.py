@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from latentseg.checkpoints import Checkpoints
 from latentseg.errors import CorruptFileError, DivergedError, InputError
 from latentseg.files import read_json, write_json
 from latentseg.images import IGNORE, Pixels, read_image, to_pixels, write_image, write_mask
@@ -31,6 +30,7 @@ from latentseg.labelers.head_training import (
     balance,
     segmentation_loss,
 )
+from latentseg.training_states import Checkpoints
 from tests.few_shot_world import FewShotWorld
 from tests.parts_world import PARTS, PartsWorld
 from tests.world import seeds

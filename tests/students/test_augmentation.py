@@ -3,8 +3,8 @@ import time
 import pytest
 import torch
 
+from latentseg.datasets.pairs import Batch
 from latentseg.students.augmentation import augment, move
-from latentseg.synthesis.pairs import Batch
 
 
 def make_batch(n=16, size=32):

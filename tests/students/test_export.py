@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from latentseg import files
+from latentseg.datasets.real import open_dataset
 from latentseg.errors import InputError
-from latentseg.evaluation.datasets import open_dataset
 from latentseg.evaluation.protocols import evaluate
 from latentseg.files import MANIFEST, verify_manifest
 from latentseg.images import list_images, read_image, write_image

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from latentseg.datasets.pairs import Batch
 from latentseg.errors import InputError
 from latentseg.files import verify_manifest
 from latentseg.images import write_image
@@ -26,7 +27,6 @@ from latentseg.students.self_training import (
     soft_labels,
 )
 from latentseg.students.training import TrainConfig, train
-from latentseg.synthesis.pairs import Batch
 from tests.students.toy import QUICK, Discs, iou_of
 
 SIZE = (16, 16)

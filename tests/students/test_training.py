@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from latentseg.datasets.pairs import Batch, FolderPairs
 from latentseg.distributed import Team
 from latentseg.errors import DivergedError, InputError
 from latentseg.files import read_json, read_safetensors, verify_manifest, write_json
@@ -26,7 +27,6 @@ from latentseg.students.training import (
     segmentation_loss,
     train,
 )
-from latentseg.synthesis.pairs import Batch, FolderPairs
 from latentseg.synthesis.writers import synthesize
 from tests.parts_world import matched_iou
 from tests.students.toy import QUICK, Discs, iou_of

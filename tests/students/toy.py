@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from latentseg.datasets.pairs import Batch
 from latentseg.images import Pixels, to_pixels
 from latentseg.seeds import random_generator
-from latentseg.synthesis.pairs import Batch
 
 QUICK = {"width": 0.125, "batch": 8, "report_every": 5, "checkpoint_every": 5}
 

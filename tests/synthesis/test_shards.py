@@ -17,12 +17,12 @@ import filelock
 import numpy as np
 import pytest
 
+from latentseg.datasets.shard_files import ShardFolder, check_shards, cut, is_sharded, pack
 from latentseg.distributed import rank_and_world
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import MANIFEST, read_json, sha256, verify_manifest, write_json, write_manifest
 from latentseg.images import IGNORE, encode
 from latentseg.synthesis import shards
-from latentseg.synthesis.shard_files import ShardFolder, check_shards, cut, is_sharded, pack
 from latentseg.synthesis.shards import WORK
 from latentseg.synthesis.stream import Stream
 from tests.shard_world import SoftTruth, Truth, contents, make

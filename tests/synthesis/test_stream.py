@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from latentseg.datasets.pairs import from_levels
 from latentseg.errors import InputError
 from latentseg.generators.protocols import Latents
 from latentseg.images import to_pixels
 from latentseg.labelers.directions import DirectionsLabeler
 from latentseg.labelers.protocols import Labelled, SoftLabeler
 from latentseg.labelers.refinement import RefinementConfig
-from latentseg.synthesis.pairs import from_levels
 from latentseg.synthesis.stream import Block, Stream
 from tests.parts_world import PARTS, PartsWorld
 from tests.world import World, fitted

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentseg.datasets.pairs import DatasetFolder
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import MANIFEST, read_json, verify_manifest
 from latentseg.images import list_images, read_image, read_mask
 from latentseg.synthesis import writers
-from latentseg.synthesis.pairs import DatasetFolder
 from latentseg.synthesis.stream import Stream
 from latentseg.synthesis.writers import synthesize
 from tests.synthesis.test_stream import Knowing

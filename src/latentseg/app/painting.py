@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from latentseg.app.strokes import PaintedMask, check_mask
+from latentseg.datasets.mask_values import MAX_CLASSES
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.evaluation.mask_values import MAX_CLASSES
 from latentseg.files import check_keys, read_json, write_json, write_text
 from latentseg.images import IGNORE, Pixels, class_colours, size_of, write_image, write_mask
 from latentseg.seeds import derive_seeds

@@ -13,9 +13,8 @@ from typing import Any
 
 import tyro
 
-from latentseg import __version__
-from latentseg.cli.common import COMMON, CommonFlags, tell, write_result
 from latentseg.cli.datasets import check, convert_dataset, synth
+from latentseg.cli.flags import COMMON, CommonFlags, tell, write_result
 from latentseg.cli.generators import convert, generators, train_generator
 from latentseg.cli.job import run
 from latentseg.cli.labelers import fit, instances, paint
@@ -23,6 +22,7 @@ from latentseg.cli.photos import invert
 from latentseg.cli.students import evaluate, export, predict, train
 from latentseg.errors import LatentsegError
 from latentseg.interrupts import Terminated
+from latentseg.version import __version__
 
 
 def doctor(*, common: CommonFlags = COMMON) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from latentseg.cli.common import (
+from latentseg.cli.flags import (
     CHECKPOINT,
     COMMON,
     CommonFlags,
@@ -62,14 +62,14 @@ def synth(
         min_agreement: Least IoU of the masks of two labelers that vote or have to agree.
         seed: Of everything random.
     """
+    from latentseg.datasets.formats import convert_dataset as convert_all
+    from latentseg.datasets.statistics import statistics
     from latentseg.distributed import rank_and_world
     from latentseg.labelers import load_labeler
     from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
-    from latentseg.synthesis.formats import StreamedImages
-    from latentseg.synthesis.formats import convert_dataset as convert_all
     from latentseg.synthesis.shards import synthesize_shards
-    from latentseg.synthesis.statistics import statistics
     from latentseg.synthesis.stream import Stream
+    from latentseg.synthesis.streamed_images import StreamedImages
     from latentseg.synthesis.writers import synthesize
 
     if format != "shards" and (shard_size, workers) != (None, None):
@@ -138,8 +138,8 @@ def check(
         foreground: The value in the masks that is the foreground, if they do not say it.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
     """
-    from latentseg.evaluation.datasets import check_dataset, open_dataset
-    from latentseg.synthesis.shard_files import ShardFolder, check_shards, is_sharded
+    from latentseg.datasets.real import check_dataset, open_dataset
+    from latentseg.datasets.shard_files import ShardFolder, check_shards, is_sharded
 
     if is_sharded(dataset):
         problems = check_shards(dataset)
@@ -176,10 +176,10 @@ def convert_dataset(
         lossy: yolo: accept polygons that lose more than 1 % of a mask, and ignored pixels.
         instances: coco: one annotation for each connected component instead of each class.
     """
-    from latentseg.evaluation.datasets import open_dataset
-    from latentseg.synthesis.formats import convert_dataset as convert_all
-    from latentseg.synthesis.formats import find_format
-    from latentseg.synthesis.shard_files import ShardFolder, is_sharded
+    from latentseg.datasets.formats import convert_dataset as convert_all
+    from latentseg.datasets.formats import find_format
+    from latentseg.datasets.real import open_dataset
+    from latentseg.datasets.shard_files import ShardFolder, is_sharded
 
     facts = dataset = None
     if is_sharded(source):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from latentseg.cli.common import (
+from latentseg.cli.flags import (
     COMMON,
     PROCESSES,
     Common,

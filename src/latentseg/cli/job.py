@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from latentseg.cli.common import (
+from latentseg.cli.flags import (
     CHECKPOINT,
     COMMON,
     PROCESSES,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import OmitArgPrefixes
 
-from latentseg.cli.common import changed
+from latentseg.cli.flags import changed
 from latentseg.errors import InputError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from latentseg.cli.common import (
+from latentseg.cli.flags import (
     CHECKPOINT,
     COMMON,
     CommonFlags,
@@ -54,8 +54,8 @@ def invert(
             them a multi-scale loss is used.
         seed: Of everything random.
     """
-    from latentseg.inversion import VARIANTS
-    from latentseg.inversion import invert as invert_all
+    from latentseg.inversion.search import VARIANTS
+    from latentseg.inversion.search import invert as invert_all
 
     photos, out = photos_and_out(paths, "invert")
     config = changed(VARIANTS[variant], space=space, steps=steps, start=start)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from latentseg.cli.common import Common, console
+from latentseg.cli.flags import Common, console
 
 
 def print_results(common: Common, results: list[dict[str, Any]]) -> None:

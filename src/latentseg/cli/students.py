@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from latentseg.cli.common import (
+from latentseg.cli.flags import (
     COMMON,
     PROCESSES,
     CommonFlags,
@@ -72,14 +72,14 @@ def train(
         rounds: Rounds of self-training.
         seed: Of everything random.
     """
+    from latentseg.datasets.pairs import FolderPairs, has_soft_labels
+    from latentseg.datasets.real import open_dataset
+    from latentseg.datasets.shard_files import is_sharded
+    from latentseg.datasets.shard_pairs import ShardPairs
     from latentseg.distributed import rank_and_world
-    from latentseg.evaluation.datasets import open_dataset
     from latentseg.students.self_training import SelfTrainingConfig, self_train
     from latentseg.students.training import PRESETS
     from latentseg.students.training import train as train_student
-    from latentseg.synthesis.pairs import FolderPairs, has_soft_labels
-    from latentseg.synthesis.shard_files import is_sharded
-    from latentseg.synthesis.shard_pairs import ShardPairs
 
     if photos and rank_and_world()[1] * processes.devices * processes.nodes > 1:
         raise InputError("Self-training is done by one process: leave out --photos, or --devices.")
@@ -147,8 +147,8 @@ def evaluate(
         limit: At most so many photos, evenly spread.
         flip: Average the answer with that for the mirrored photo.
     """
+    from latentseg.datasets.real import open_dataset
     from latentseg.evaluation.baselines import floors
-    from latentseg.evaluation.datasets import open_dataset
     from latentseg.evaluation.protocols import evaluate as measure
 
     opened = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
@@ -244,7 +244,7 @@ def export(
         push: Upload to this repository of the Hugging Face Hub, NAME/REPO; `hf auth login` first.
         private: Make that repository private.
     """
-    from latentseg.evaluation.datasets import open_dataset
+    from latentseg.datasets.real import open_dataset
     from latentseg.evaluation.protocols import evaluate as measured
     from latentseg.students import hub
     from latentseg.students.export import PhotoScorer, export_segmenter

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from latentseg.datasets.real import RealDataset
 from latentseg.evaluation import metrics
-from latentseg.evaluation.datasets import RealDataset
 from latentseg.evaluation.protocols import (
     Result,
     Rules,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentseg.evaluation.groupings import BACKGROUND, GROUPINGS
+from latentseg.datasets.groupings import BACKGROUND, GROUPINGS
 
 DATASETS = ("CUB", "Flowers", "DUT-OMRON", "DUTS", "ECSSD")
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from latentseg.evaluation.datasets import RealDataset
+from latentseg.datasets.real import RealDataset
 from latentseg.evaluation.protocols import (
     ImageScore,
     Result,

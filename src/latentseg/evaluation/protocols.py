@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from latentseg.datasets.groupings import BACKGROUND
+from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.errors import DivergedError, InputError
 from latentseg.evaluation import metrics
-from latentseg.evaluation.datasets import RealDataset, open_dataset
-from latentseg.evaluation.groupings import BACKGROUND
 from latentseg.images import IGNORE, Pixels
 from latentseg.progress import Progress
 

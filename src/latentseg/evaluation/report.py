@@ -10,13 +10,13 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-import latentseg
 from latentseg.errors import InputError, LatentsegError
 from latentseg.evaluation.comparison import group_results, headline, ours_among_papers
 from latentseg.evaluation.figures import Line, Panel, bar_chart, histogram, line_chart
 from latentseg.evaluation.papers import DATASETS, PUBLISHED
 from latentseg.files import read_json, write_text
 from latentseg.images import encode, read_image, resize
+from latentseg.version import __version__
 
 PLAIN_BYTES = 60_000  # smaller pictures are embedded as they are
 WIDEST_PX = 1_200
@@ -64,7 +64,7 @@ def render_report(run: Path | str) -> Path:
     results = group_results(parts.json("results.json") or [])
     generator = config.get("generator")
     page = _TEMPLATE.render(
-        version=latentseg.__version__,
+        version=__version__,
         run_name=run.absolute().name,
         generator=generator.get("name") if isinstance(generator, dict) else generator,
         config=config,

@@ -142,10 +142,10 @@ def _open(name: str, options: Mapping[str, Any], *, trust_code: bool) -> Generat
 def _open_path(
     path: Path, family: str | None, options: Mapping[str, Any], *, trust_code: bool
 ) -> Generator:
-    from latentseg.generators.containers import open_checkpoint
     from latentseg.generators.folders import FILES, load_file, load_folder
     from latentseg.generators.programs import PROGRAMS, load_program
     from latentseg.generators.registry import import_checkpoint
+    from latentseg.weights.containers import open_checkpoint
 
     folder = path / "generator" if (path / "generator").is_dir() else path
     if any((folder / name).is_file() for name in FILES):

@@ -7,13 +7,13 @@ import torch
 
 from latentseg.errors import InputError
 from latentseg.files import MANIFEST, locked, read_json, verify_manifest
-from latentseg.generators.containers import Checkpoint, open_checkpoint
 from latentseg.generators.family import Imported, Options, SavedGenerator
 from latentseg.generators.folders import NO_OPTIONS, save_generator
 from latentseg.generators.programs import PROGRAMS
 from latentseg.generators.registry import families, import_checkpoint
 from latentseg.images import Pixels, contact_sheet, to_pixels, write_image
 from latentseg.progress import Progress, say
+from latentseg.weights.containers import Checkpoint, open_checkpoint
 
 SAMPLES = "samples.png"  # written first: its presence shows an interrupted conversion
 PREVIEW_ROWS, PREVIEW_COLUMNS = 2, 4

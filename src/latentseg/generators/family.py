@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from latentseg.configs import from_json
 from latentseg.errors import CorruptFileError, InputError, UnsafeFileError
-from latentseg.generators.configs import from_json
-from latentseg.generators.containers import Checkpoint
 from latentseg.generators.protocols import Generator, GeneratorInfo
+from latentseg.weights.containers import Checkpoint
 
 # Parts of a file may be used many times over; this bounds the network that it asks for. Half
 # precision doubles, and kernels that take up an upsampling nearly double again.

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from latentseg.configs import from_json
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import (
     check_keys,
@@ -20,11 +21,10 @@ from latentseg.files import (
     write_safetensors,
     write_text,
 )
-from latentseg.generators.configs import from_json
-from latentseg.generators.containers import Checkpoint
 from latentseg.generators.family import Imported, Options, Sampling, SavedGenerator
 from latentseg.generators.protocols import GeneratorInfo
 from latentseg.generators.registry import find_family
+from latentseg.weights.containers import Checkpoint
 
 FORMAT = 2
 FILES = ("generator.safetensors", "MANIFEST.json")  # what shows that a folder is one of ours

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from latentseg.generators.banks import Bank
+from latentseg.generators.chunks import draw_in_parts, parts
 from latentseg.generators.family import Sampling
-from latentseg.generators.layers import mix_layers
-from latentseg.generators.parts import draw_in_parts, parts
+from latentseg.generators.layer_mixing import mix_layers
 from latentseg.generators.priors import Prior
 from latentseg.generators.protocols import GeneratorInfo, Latents
 

@@ -18,10 +18,10 @@ from torch.export.passes import move_to_device_pass
 
 from latentseg.errors import InputError, UnsafeFileError
 from latentseg.generators.banks import Bank
-from latentseg.generators.containers import Checkpoint
 from latentseg.generators.family import Options
 from latentseg.generators.priors import Prior
 from latentseg.generators.protocols import GeneratorInfo, Latents
+from latentseg.weights.containers import Checkpoint
 
 PROGRAMS = ("torchscript", "exported")  # values of `Checkpoint.kind`
 OPTIONS = {

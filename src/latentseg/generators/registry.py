@@ -5,9 +5,9 @@ from functools import cache
 from importlib import import_module
 
 from latentseg.errors import InputError, LatentsegError
-from latentseg.generators.containers import Checkpoint
 from latentseg.generators.family import Family, Imported, Options, SavedGenerator
 from latentseg.generators.protocols import GeneratorInfo
+from latentseg.weights.containers import Checkpoint
 
 # Each has its FAMILY.
 MODULES = (
@@ -22,7 +22,7 @@ def families() -> dict[str, Family]:
     """Every family by its name."""
     found = {}
     for module in MODULES:
-        family = import_module(f"latentseg.generators.{module}").FAMILY
+        family = import_module(f"latentseg.generators.families.{module}").FAMILY
         found[family.name] = family
     return found
 

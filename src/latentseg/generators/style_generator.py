@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from latentseg.generators.banks import Bank
+from latentseg.generators.chunks import draw_in_parts
 from latentseg.generators.family import Sampling
 from latentseg.generators.feature_strips import whole_maps
-from latentseg.generators.layers import mix_layers
-from latentseg.generators.parts import draw_in_parts
+from latentseg.generators.layer_mixing import mix_layers
 from latentseg.generators.priors import Prior
 from latentseg.generators.protocols import GeneratorInfo, Latents, Strip
 

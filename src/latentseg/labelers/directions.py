@@ -26,7 +26,7 @@ from latentseg.files import (
     write_manifest,
     write_safetensors,
 )
-from latentseg.generators.parts import parts
+from latentseg.generators.chunks import parts
 from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import write_image
 from latentseg.labelers.descriptions import DESCRIPTION, read_description

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latentseg.checkpoints import Checkpoints
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import (
     MANIFEST,
@@ -63,6 +62,7 @@ from latentseg.labelers.protocols import Labelled
 from latentseg.labelers.refinement import area_share, first_refusal
 from latentseg.progress import say
 from latentseg.seeds import derive_seeds
+from latentseg.training_states import Checkpoints
 
 FORMAT = 1
 PAINTING = "painting.json"

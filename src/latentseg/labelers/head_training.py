@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latentseg.checkpoints import Checkpoints
 from latentseg.errors import DivergedError, InputError
 from latentseg.files import check_keys
 from latentseg.generators.protocols import Latents
@@ -21,6 +20,7 @@ from latentseg.labelers.features import Hypercolumns, Scale
 from latentseg.labelers.heads import Head, build_heads
 from latentseg.progress import Progress
 from latentseg.seeds import random_generator
+from latentseg.training_states import Checkpoints
 
 Schedule = Literal["step", "cosine"]
 ClassWeights = Literal["none", "balanced"]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentseg.coco import encode_region
+from latentseg.datasets.coco_files import encode_region
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json, write_json
 from latentseg.generators.protocols import Latents

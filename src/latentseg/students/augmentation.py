@@ -8,8 +8,8 @@ from kornia import augmentation as kornia
 from torch import Tensor
 from torch.nn import functional
 
+from latentseg.datasets.pairs import Batch
 from latentseg.seeds import derive_seeds
-from latentseg.synthesis.pairs import Batch
 
 AUGMENTATIONS = ("none", "flip", "photo", "parts", "parts-photo")
 MOST_TURN = math.radians(10)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import latentseg
 from latentseg.errors import InputError
 from latentseg.files import MANIFEST, remove_leftovers, write_bytes, write_manifest
 from latentseg.generators import load_generator
@@ -25,6 +24,7 @@ from latentseg.students import onnx_model
 from latentseg.students.graph import record
 from latentseg.students.model_card import render_card
 from latentseg.students.segmenter import Segmenter
+from latentseg.version import __version__
 
 Format = Literal["safetensors", "onnx", "torch"]
 FORMATS = ("safetensors", "onnx", "torch")
@@ -293,7 +293,7 @@ def _metadata(segmenter: Segmenter) -> dict[str, str]:
         "licence": segmenter.card.get("licence", "Not stated."),
         "card": render_card(segmenter.config, usage=_usage("onnx")),
         "palette": class_colours().tobytes().hex(),
-        "latentseg": latentseg.__version__,
+        "latentseg": __version__,
         "weights": segmenter.digest,
     }
 
@@ -304,7 +304,7 @@ def _record(
     modules = onnx_model.MODULES if format == "onnx" else ()
     return {
         "format": format,
-        "latentseg": latentseg.__version__,
+        "latentseg": __version__,
         "torch": torch.__version__,
         **{name: version(name) for name in modules},
         "weights": segmenter.digest,

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from latentseg import __version__
-from latentseg.coco import encode_region, write_document
+from latentseg.datasets.coco_files import encode_region, write_document
 from latentseg.images import Pixels
 from latentseg.students.photo_names import NamedPhoto
+from latentseg.version import __version__
 
 FIELDS = {"name", "photo", "stamp", "settings", "size", "files", "annotations"}
 

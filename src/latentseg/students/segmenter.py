@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-import latentseg
 from latentseg.devices import pick_device
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import (
@@ -44,6 +43,7 @@ from latentseg.students import hub
 from latentseg.students.model_card import check_card, render_card, usage_of
 from latentseg.students.networks import build_network
 from latentseg.students.tiling import OVERLAP, blend, by_strips, check_tiling, upscale
+from latentseg.version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = 1
@@ -168,7 +168,7 @@ class Segmenter:
         """All but the weights, as JSON values: the config.json of its folder."""
         return {
             "format": FORMAT,
-            "latentseg": latentseg.__version__,
+            "latentseg": __version__,
             "network": self.network,
             "width": self.width,
             "members": len(self.members),
@@ -551,7 +551,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CorruptFileError(f"{path}: not the configuration of a segmenter.")
     if config.get("format") != FORMAT:
         raise InputError(
-            f"{path}: format {config.get('format')}; this is latentseg {latentseg.__version__}, "
+            f"{path}: format {config.get('format')}; this is latentseg {__version__}, "
             f"which reads format {FORMAT}. Install version {config.get('latentseg')}."
         )
     check_keys(config, set(kinds), path)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from latentseg.checkpoints import load_state, save_state
+from latentseg.datasets.pairs import Batch, Pairs, from_levels
 from latentseg.devices import autocast, pick_device, pick_precision
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import MANIFEST, claim, locked, write_json, write_manifest
@@ -22,7 +22,7 @@ from latentseg.labelers.refinement import area_share, large_components
 from latentseg.progress import Progress, say
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import PRESETS, TrainConfig, train
-from latentseg.synthesis.pairs import Batch, Pairs, from_levels
+from latentseg.training_states import load_state, save_state
 
 LABEL_BATCH = 64  # photos that the teacher labels together
 AREA_SAMPLES = 512  # synthetic masks from which the likely areas are learned

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import latentseg
-from latentseg.checkpoints import Checkpoints
+from latentseg.datasets.pairs import Batch, FolderPairs, Pairs
 from latentseg.devices import autocast, pick_precision
 from latentseg.distributed import Team, join, normalise_over_all
 from latentseg.errors import DivergedError, InputError
@@ -24,7 +23,8 @@ from latentseg.students.augmentation import AUGMENTATIONS, augment
 from latentseg.students.model_card import check_card
 from latentseg.students.networks import build_network, count_parameters
 from latentseg.students.segmenter import Segmenter
-from latentseg.synthesis.pairs import Batch, FolderPairs, Pairs
+from latentseg.training_states import Checkpoints
+from latentseg.version import __version__
 
 _WEIGHTS_KEY, _STEP_KEY = 1, 2  # keep the random numbers of different uses apart
 
@@ -396,7 +396,7 @@ def _record(
         "size": pairs.size,
         "card": {name: value for name, value in card.items() if name != "training"},
         "start": start.digest if start else None,
-        "latentseg": latentseg.__version__,
+        "latentseg": __version__,
         "torch": torch.__version__,
     }
 

@@ -26,6 +26,8 @@ import filelock
 import numpy as np
 import torch
 
+from latentseg.datasets.pairs import SOFT
+from latentseg.datasets.shard_files import DESCRIPTION, Shard, cut, kinds, pack
 from latentseg.errors import InputError, LatentsegError, NotFinishedError
 from latentseg.files import MANIFEST, atomic, claim, free_bytes, read_json, sha256, write_json
 from latentseg.generators.protocols import Generator
@@ -33,8 +35,6 @@ from latentseg.images import encode
 from latentseg.interrupts import HeldInterrupt
 from latentseg.labelers.protocols import Labeler
 from latentseg.progress import Progress, say
-from latentseg.synthesis.pairs import SOFT
-from latentseg.synthesis.shard_files import DESCRIPTION, Shard, cut, kinds, pack
 from latentseg.synthesis.stream import Block, Stream
 from latentseg.synthesis.writers import (
     COMPRESSED,

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latentseg.datasets.pairs import Batch, from_levels, to_levels
 from latentseg.errors import InputError
 from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import Pixels, to_pixels, to_tensor
 from latentseg.labelers.protocols import Labeler, Labelled, SoftLabeler
 from latentseg.seeds import derive_seeds
-from latentseg.synthesis.pairs import Batch, from_levels, to_levels
 
 SAMPLES = 1  # keeps the seeds of samples apart from those of a search with the same seed
 ATTEMPTS = 25  # official code: how often a refused sample is drawn again

@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from latentseg import __version__
+from latentseg.datasets.pairs import SOFT
 from latentseg.errors import InputError
 from latentseg.files import (
     MANIFEST,
@@ -30,8 +30,8 @@ from latentseg.generators.protocols import Generator
 from latentseg.images import IGNORE, encode
 from latentseg.labelers.protocols import Labeler
 from latentseg.progress import Progress, say
-from latentseg.synthesis.pairs import SOFT
 from latentseg.synthesis.stream import Block, Stream
+from latentseg.version import __version__
 
 FORMAT = 1
 RECORDS = "samples.jsonl"

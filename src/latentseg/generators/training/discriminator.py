@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentseg.generators.stylegan2 import (
+from latentseg.generators.families.stylegan2 import (
     SQRT_2,
     FullyConnected,
     StyleGAN2Config,

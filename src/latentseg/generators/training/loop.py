@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentseg.checkpoints import Checkpoints
 from latentseg.devices import autocast, pick_precision
 from latentseg.distributed import OwnDraws, Team, join
 from latentseg.errors import DivergedError, InputError
 from latentseg.files import claim, locked
-from latentseg.generators.stylegan2 import StyleGAN2, StyleGAN2Config
+from latentseg.generators.families.stylegan2 import StyleGAN2, StyleGAN2Config
 from latentseg.generators.training.augmentation import augment
 from latentseg.generators.training.discriminator import GROUP, Discriminator
 from latentseg.generators.training.distance import FrechetDistance
@@ -27,6 +26,7 @@ from latentseg.generators.training.report import SETTINGS, Report
 from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
+from latentseg.training_states import Checkpoints
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from latentseg.files import write_text
+from latentseg.generators.families.stylegan2 import StyleGAN2
 from latentseg.generators.family import Sampling
 from latentseg.generators.folders import save_generator
 from latentseg.generators.protocols import GeneratorInfo
 from latentseg.generators.style_generator import StyleGenerator
-from latentseg.generators.stylegan2 import StyleGAN2
 from latentseg.generators.training.distance import FrechetDistance, sliced_wasserstein
 from latentseg.generators.training.photos import Photos
 from latentseg.images import contact_sheet, to_pixels, write_image

@@ -1,0 +1,1 @@
+"""Labelled images, ours and others': read, checked, measured and written."""

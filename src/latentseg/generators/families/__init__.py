@@ -1,0 +1,1 @@
+"""The families of checkpoints, one module for each paper or code base."""

@@ -1,0 +1,1 @@
+"""Finds the latents of photos."""

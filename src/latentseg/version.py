@@ -1,0 +1,3 @@
+"""The version of the package, for whatever is written to disk."""
+
+__version__ = "0.1.0"
