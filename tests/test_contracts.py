@@ -17,6 +17,7 @@ from latentseg.generators.abilities import abilities
 from latentseg.generators.protocols import Generator, HasFeatures, HasVariants, Latents
 from latentseg.labelers import METHODS, Labeler, labelers_for, load_labeler
 from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
+from tests.closeness import assert_same_masks
 from tests.generators.tiny import TINY
 from tests.labelers.test_feature_clusters import fitted as feature_clusters
 from tests.labelers.test_few_shot import fitted as few_shot
@@ -98,7 +99,7 @@ def test_generator_when_drawn_then_shape_dtype_and_range_hold(generator: Generat
 def test_generator_when_drawn_again_or_in_other_batches_then_images_agree(generator: Generator):
     latents = generator.sample(seeds(5))
     x = generator(latents)
-    assert torch.equal(x, generator(latents))
+    torch.testing.assert_close(x, generator(latents), atol=1e-4, rtol=1e-4)
     one_by_one = torch.cat([generator(latents[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(x, one_by_one, atol=1e-4, rtol=1e-4)
 
@@ -185,7 +186,7 @@ def test_world_when_appearance_is_exchanged_then_masks_stay():
     world = World()
     latents, others = world.sample(seeds(4)), world.sample(seeds(4, key=1))
     mixed = latents.with_values(torch.cat([latents.values[:, :7], others.values[:, 7:]], dim=1))
-    assert torch.equal(world.masks(mixed), world.masks(latents))
+    assert_same_masks(world.masks(mixed), world.masks(latents))
     assert not torch.equal(world.masks(others), world.masks(latents))
 
 
@@ -193,7 +194,7 @@ def test_labeler_when_labelling_then_shapes_types_and_values_hold(labeler: Label
     latents = labeler.generator.sample(seeds(5))
     labelled = labeler.label(latents)
     height, width = labeler.generator.info.size
-    assert torch.equal(labelled.images, labeler.generator(latents))
+    torch.testing.assert_close(labelled.images, labeler.generator(latents))
     assert not labelled.images.requires_grad
     assert labelled.masks.shape == (5, height, width)
     assert labelled.masks.dtype == torch.uint8
@@ -209,7 +210,7 @@ def test_labeler_when_the_batch_is_split_then_masks_and_verdicts_agree(labeler: 
     latents = labeler.generator.sample(seeds(9))
     whole = labeler.label(latents)
     parts = [labeler.label(latents[rows]) for rows in (slice(0, 1), slice(1, 5), slice(5, 9))]
-    assert torch.equal(whole.masks, torch.cat([part.masks for part in parts]))
+    assert_same_masks(whole.masks, torch.cat([part.masks for part in parts]))
     assert torch.equal(whole.rejected_by, torch.cat([part.rejected_by for part in parts]))
     torch.testing.assert_close(whole.confidence, torch.cat([part.confidence for part in parts]))
 
@@ -219,7 +220,7 @@ def test_labeler_when_saved_and_loaded_then_it_labels_alike(labeler: Labeler, tm
     loaded = load_labeler(tmp_path, labeler.generator)
     latents = labeler.generator.sample(seeds(4))
     expected, found = labeler.label(latents), loaded.label(latents)
-    assert torch.equal(expected.masks, found.masks)
+    assert_same_masks(expected.masks, found.masks)
     assert torch.equal(expected.rejected_by, found.rejected_by)
     assert loaded.classes == labeler.classes
     assert json.dumps(loaded.info) == json.dumps(labeler.info)

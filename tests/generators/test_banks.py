@@ -28,6 +28,7 @@ from latentseg.inversion.search import InversionConfig, invert
 from latentseg.labelers import load_labeler
 from latentseg.labelers.directions import DirectionsConfig, DirectionsLabeler, fit_directions
 from latentseg.synthesis.writers import synthesize
+from tests.closeness import assert_same_masks
 from tests.generators.tiny import TINY
 from tests.generators.tiny_biggan import tiny as tiny_biggan
 from tests.generators.tiny_stylegan2 import tiny
@@ -78,7 +79,7 @@ def test_every_family_draws_rows_of_a_bank_and_is_otherwise_the_same(name: str) 
     }
     assert (latents.labels is None) == (before.labels is None)
     with torch.no_grad():
-        assert torch.equal(banked(latents[:2]), plain(latents[:2]))
+        torch.testing.assert_close(banked(latents[:2]), plain(latents[:2]))
     step = normal(*plain.info.latent)
     assert torch.equal(banked.shift(latents, step).values, plain.shift(latents, step).values)
     assert type(banked) is type(plain)
@@ -118,7 +119,7 @@ def test_bank_of_w_plus_makes_a_generator_of_w_plus() -> None:
     assert (banked.info.latent, banked.info.space) == ((plain.n_layers, 6), "ws")
     latents = banked.sample(seeds(3))
     assert latents.values.shape == (3, plain.n_layers, 6)
-    assert torch.equal(banked(latents), plain(latents))
+    torch.testing.assert_close(banked(latents), plain(latents))
     step = normal(6)
     moved = banked.shift(latents, step).values - latents.values
     expected = (step * plain.spread).expand_as(moved)
@@ -382,7 +383,7 @@ def test_labeler_of_the_plain_generator_labels_the_bank_alike(tmp_path: Path) ->
     banked = plain.with_bank(Bank(rows, noise=0.1))
     loaded = load_labeler(tmp_path / "labeler", banked)
     latents = banked.sample(seeds(6))
-    assert torch.equal(loaded.label(latents).masks, labeler.label(latents).masks)
+    assert_same_masks(loaded.label(latents).masks, labeler.label(latents).masks)
     assert isinstance(loaded, DirectionsLabeler)
     nearest = torch.cdist(loaded.own_latents(9).values, rows).amin(dim=1)
     assert nearest.max() < 1  # a latent of the prior is about 3 away
@@ -398,7 +399,7 @@ def test_labeler_is_fitted_to_a_bank_and_its_dataset_is_not_that_of_the_plain_ge
     labeler = fit_directions(banked, config=keep_all, out=tmp_path / "labeler", quiet=True)
     again = load_labeler(tmp_path / "labeler", banked)
     latents = banked.sample(seeds(4))
-    assert torch.equal(again.label(latents).masks, labeler.label(latents).masks)
+    assert_same_masks(again.label(latents).masks, labeler.label(latents).masks)
     out = synthesize(banked, again, count=2, out=tmp_path / "dataset", quiet=True)
     recorded = json.loads((out / "dataset.json").read_text())["generator"]
     assert recorded["bank"] == banked.info.bank

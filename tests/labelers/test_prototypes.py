@@ -61,7 +61,8 @@ def test_segment_statistics_when_a_segment_is_known_then_so_are_its_colour_and_p
     points = labels.flatten(1)[..., None].float().expand(1, 16, 3)
     statistics, weights = segment_statistics(points, labels, 2)
     assert statistics[0, :, :3].tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert statistics[0, 0, 3] == -statistics[0, 1, 3] > 0
+    assert statistics[0, 0, 3].item() == pytest.approx(-statistics[0, 1, 3].item())
+    assert statistics[0, 0, 3] > 0
     assert statistics[0, :, 6].tolist() == [0.5, 0.5]
     assert weights[:3].square().sum() == pytest.approx(weights[3:].square().sum())
 

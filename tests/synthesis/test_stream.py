@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from latentseg.labelers.directions import DirectionsLabeler
 from latentseg.labelers.protocols import Labelled, SoftLabeler
 from latentseg.labelers.refinement import RefinementConfig
 from latentseg.synthesis.stream import Block, Stream
+from tests.closeness import assert_same_masks, assert_same_pictures
 from tests.parts_world import PARTS, PartsWorld
 from tests.world import World, fitted
 
@@ -53,8 +55,20 @@ def stream(*, choosy: bool = False, n_classes: int = 0, **options) -> Stream:
     return Stream(World(n_classes=n_classes), labeler, **options)
 
 
+EXACT = ("labels", "seeds", "attempts", "removed")
+FIELDS = ("images", "masks", "confidence", *EXACT)
+
+
 def samples(source: Stream, n: int) -> list[Block]:
     return [source.block(k) for k in range(-(-n // source.block_size))]
+
+
+def assert_same_samples(found: dict[str, NDArray], expected: Block) -> None:
+    assert_same_pictures(found["images"], expected.images)
+    assert_same_masks(found["masks"], expected.masks)
+    np.testing.assert_allclose(found["confidence"], expected.confidence, atol=1e-6)
+    for field in EXACT:
+        np.testing.assert_array_equal(found[field], getattr(expected, field))
 
 
 @pytest.mark.parametrize("size", [1, 7, 32])
@@ -62,9 +76,10 @@ def test_stream_when_the_block_size_differs_then_the_samples_are_the_same(size: 
     n = 32
     expected = stream(choosy=True, block=n).block(0)
     blocks = samples(stream(choosy=True, block=size), n)
-    for field in ("images", "masks", "confidence", "labels", "seeds", "attempts", "removed"):
-        found = np.concatenate([getattr(block, field) for block in blocks])[:n]
-        np.testing.assert_array_equal(found, getattr(expected, field))
+    found = {
+        field: np.concatenate([getattr(block, field) for block in blocks])[:n] for field in FIELDS
+    }
+    assert_same_samples(found, expected)
 
 
 def test_stream_when_the_seed_differs_then_all_samples_differ():
@@ -86,7 +101,7 @@ def test_block_when_drawn_again_from_its_seeds_then_images_and_labels_are_those(
     source = stream(n_classes=3, block=6)
     block = source.block(2)
     latents = source.generator.sample(torch.from_numpy(block.seeds))
-    np.testing.assert_array_equal(to_pixels(source.generator(latents)), block.images)
+    assert_same_pictures(to_pixels(source.generator(latents)), block.images)
     assert latents.labels is not None
     np.testing.assert_array_equal(latents.labels.numpy(), block.labels)
 
@@ -99,15 +114,15 @@ def test_batch_when_steps_are_asked_in_any_order_then_they_are_slices_of_the_str
     for step in (3, 0, 2, 2, 1):
         batch = source.batch(step, 5)
         rows = slice(5 * step, 5 * step + 5)
-        np.testing.assert_array_equal(to_pixels(batch.images), images[rows])
-        np.testing.assert_array_equal(batch.masks.numpy(), masks[rows])
+        assert_same_pictures(to_pixels(batch.images), images[rows])
+        assert_same_masks(batch.masks, masks[rows])
         assert batch.images.dtype == torch.float32
 
 
 def test_batch_when_drawn_ahead_then_nothing_changes():
     plain, ahead = stream(block=4), stream(block=4, is_ahead=True)
     for step in range(4):
-        assert torch.equal(plain.batch(step, 6).images, ahead.batch(step, 6).images)
+        torch.testing.assert_close(plain.batch(step, 6).images, ahead.batch(step, 6).images)
 
 
 def test_batch_when_consecutive_then_no_block_is_drawn_twice():
@@ -150,8 +165,7 @@ def test_soft_stream_when_compared_with_the_hard_one_then_only_probabilities_are
     labeler = Knowing()
     hard = Stream(labeler.generator, labeler, block=12).block(1)
     soft = Stream(labeler.generator, labeler, block=12, soft=True).block(1)
-    for field in ("images", "masks", "confidence", "labels", "seeds", "attempts", "removed"):
-        np.testing.assert_array_equal(getattr(soft, field), getattr(hard, field))
+    assert_same_samples({field: getattr(soft, field) for field in FIELDS}, hard)
     assert hard.soft is None
     assert soft.attempts.max() > 1
 
@@ -173,7 +187,7 @@ def test_soft_batch_when_asked_for_then_it_holds_probabilities_and_each_image_is
     assert batch.masks.dtype == torch.float32
     torch.testing.assert_close(batch.masks.sum(1), torch.ones(4, 24, 16))
     block = source.block(0)
-    np.testing.assert_array_equal(to_pixels(batch.images), block.images[4:])
+    assert_same_pictures(to_pixels(batch.images), block.images[4:])
     assert labeler.generator.draws == 2 * block.attempts.sum()
 
 
