@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import filelock
 from safetensors import SafetensorError, safe_open
@@ -41,16 +42,16 @@ _counter = itertools.count()
 _held: list[str] = []  # the work folders that this process holds, in which no link is followed
 
 
-def open_regular(path: Path | str) -> IO[bytes]:
+def open_regular(path: Path | str) -> io.BufferedReader:
     """Opens a file for reading, and nothing but a file: a pipe or a device could hang or act.
 
-    Inside a folder that this process has `locked`, links are not followed.
+    Inside a folder that this process has `locked` or `guarded`, links are not followed.
 
     Raises:
         InputError: it is a pipe, a socket or a device, or is reached by a link in a work folder.
         OSError: as `open` raises it.
     """
-    _refuse_links(path)
+    refuse_links(path)
     _check_kind(os.stat(path).st_mode, path)  # before it is opened: opening a device may act
     return open(path, "rb", opener=_open_checked)
 
@@ -60,7 +61,7 @@ def check_regular(path: Path | str) -> None:
     open_regular(path).close()
 
 
-def open_in_place(path: Path | str, mode: str) -> IO[bytes]:
+def open_in_place(path: Path | str, mode: str) -> BinaryIO:
     """Opens a file to be written where it is, as a journal is; a link is never followed.
 
     Args:
@@ -71,12 +72,12 @@ def open_in_place(path: Path | str, mode: str) -> IO[bytes]:
         InputError: it is a link, or nothing that could be written to as a file.
         OSError: as `open` raises it.
     """
-    _refuse_links(path)
+    refuse_links(path)
     if os.path.islink(path):
         raise _link_error(path)
     if os.path.exists(path):
         _check_kind(os.stat(path).st_mode, path)
-    return open(path, mode, opener=_open_unfollowed)
+    return cast(BinaryIO, open(path, mode, opener=_open_unfollowed))
 
 
 def truncate(path: Path | str, length: int) -> None:
@@ -104,8 +105,13 @@ def _check_kind(mode: int, path: Path | str) -> None:
         raise InputError(f"{path}: {kind}, where a file was expected. Copy its content to a file.")
 
 
-def _refuse_links(path: Path | str) -> None:
-    """Refuses a path that leads by a link from inside a work folder to somewhere else."""
+def refuse_links(path: Path | str) -> None:
+    """Refuses a path that a link inside a work folder leads to somewhere else.
+
+    Raises:
+        InputError: the path, or a folder on the way to it, is a link inside a folder that is
+            `locked` or `guarded`.
+    """
     whole = os.path.abspath(path)
     for folder in _held:
         if not whole.startswith(os.path.join(folder, "")):
@@ -135,7 +141,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
             link in a work folder.
     """
     path = Path(path)
-    _refuse_links(path)
+    refuse_links(path)
     temporary = path.with_name(
         TEMPORARY.format(process=f"{os.getpid()}-{_token}", count=next(_counter))
     )
@@ -366,19 +372,28 @@ def locked(folder: Path | str) -> Iterator[None]:
             f"{folder}: cannot be worked in ({error.strerror or error}: {LOCK}). "
             "Choose a folder that may be written to."
         ) from error
-    held = os.path.abspath(folder)
-    _held.append(held)
     try:
-        write_text(folder / HOLDER, f"{platform.node()} process {os.getpid()}")
-        remove_leftovers(folder)
-        yield
+        with guarded(folder):
+            write_text(folder / HOLDER, f"{platform.node()} process {os.getpid()}")
+            remove_leftovers(folder)
+            yield
     finally:
-        _held.remove(held)
         # Removed while it is held: who waits for a lock that has no name any more makes a new one.
         for name in (HOLDER, LOCK):
             with contextlib.suppress(OSError):  # Windows removes no open file
                 (folder / name).unlink()
         lock.release()
+
+
+@contextlib.contextmanager
+def guarded(folder: Path | str) -> Iterator[None]:
+    """Makes `folder` a work folder of this process, in which no link is followed."""
+    name = os.path.abspath(folder)
+    _held.append(name)
+    try:
+        yield
+    finally:
+        _held.remove(name)
 
 
 def _make(folder: Path) -> None:

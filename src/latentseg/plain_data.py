@@ -104,12 +104,14 @@ def _check_events(events: Iterable[Any]) -> None:
     import yaml
 
     weights: dict[str, int] = {}
-    counts, anchors = [0], [None]  # of the collections that are open
+    counts: list[int] = [0]
+    anchors: list[str | None] = [None]  # of the collections that are open
     for event in events:
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor in anchors or event.anchor not in weights:
-                raise ValueError(f"the alias {event.anchor[:40]!r} stands for nothing, or itself")
-            counts[-1] += weights[event.anchor]
+            name = str(event.anchor)
+            if name in anchors or name not in weights:
+                raise ValueError(f"the alias {name[:40]!r} stands for nothing, or for itself")
+            counts[-1] += weights[name]
         elif isinstance(event, yaml.CollectionStartEvent):
             counts.append(1)
             anchors.append(event.anchor)

@@ -1,4 +1,4 @@
-"""Only regular files are opened, no link is followed in a work folder, JSON and YAML are bounded."""
+"""Only regular files are opened, no link in a work folder is followed, JSON and YAML bounded."""
 
 import os
 import socket

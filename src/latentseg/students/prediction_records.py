@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from latentseg.datasets.coco_files import encode_region, write_document
+from latentseg.files import open_in_place
 from latentseg.images import Pixels
+from latentseg.plain_data import parse_json
 from latentseg.students.photo_names import NamedPhoto
 from latentseg.version import __version__
 
@@ -25,7 +27,7 @@ class Records:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.stream = open(path, "a+b")  # noqa: SIM115  closed by __exit__
+        self.stream = open_in_place(path, "a+b")  # closed by __exit__
         self.places: dict[str, int] = {}
         self.stream.seek(0)
         self.end = 0
@@ -63,7 +65,7 @@ class Records:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     is_whole = isinstance(record, dict) and record.keys() == FIELDS and line.endswith(b"\n")

@@ -14,7 +14,15 @@ from latentseg.datasets.pairs import Batch, FolderPairs, Pairs
 from latentseg.devices import autocast, pick_precision
 from latentseg.distributed import Team, join, normalise_over_all
 from latentseg.errors import DivergedError, InputError
-from latentseg.files import MANIFEST, claim, locked, write_manifest, write_text
+from latentseg.files import (
+    MANIFEST,
+    claim,
+    locked,
+    open_in_place,
+    read_bytes,
+    write_manifest,
+    write_text,
+)
 from latentseg.images import IGNORE
 from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
@@ -353,8 +361,8 @@ class _Training:
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         line["images_per_s"] = round(progress.rate(self.step), 2)
-        with open(self.metrics, "a") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        with open_in_place(self.metrics, "ab") as stream:
+            stream.write(f"{json.dumps(line, allow_nan=False)}\n".encode())
 
     def _plan(self) -> str:
         config, (height, width) = self.config, self.pairs.size
@@ -419,7 +427,7 @@ def _new_network(pairs: Pairs, config: TrainConfig, start: Segmenter | None) -> 
 def _cut_metrics(path: Path, step: int) -> None:
     """Drops the lines after `step`, which will be written again, and a half-written last one."""
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in read_bytes(path).decode(errors="replace").splitlines() if path.exists() else []:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")

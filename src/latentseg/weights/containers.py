@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import read_safetensors, sha256
+from latentseg.files import open_regular, read_safetensors, sha256
 from latentseg.weights.pickles import read_pickle
 from latentseg.weights.records import ModuleTree, TensorRecord, is_module, walk_modules
 from latentseg.weights.torch_files import read_torch
@@ -168,7 +168,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
     digest = sha256(path)
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         start = stream.read(64)
     if start.startswith(ZIP):
         if program := _program(path):
