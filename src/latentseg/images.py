@@ -4,13 +4,14 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
@@ -66,6 +67,10 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
         raise InputError(f"{path}: not a file that can be opened ({error.strerror}).") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: too large; at most {MAX_PIXELS} pixels are read.") from error
+    except UnidentifiedImageError as error:
+        raise CorruptFileError(
+            f"{path}: not a readable image (of no format that is read)."
+        ) from error
     except Exception as error:
         raise CorruptFileError(f"{path}: not a readable image ({error}).") from error
 
@@ -73,14 +78,14 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
 def read_image(path: Path | str) -> Pixels:
     """Reads a photo upright (EXIF applied), transparency laid over white.
 
-    Of an animation the first frame is read. 16-bit grey is divided by 257.
+    Of an animation the first frame is read. 16-bit gray is divided by 257.
 
     Returns:
         (H, W, 3) uint8, RGB, values 0-255.
 
     Raises:
         InputError: no such file, more pixels than are safe to decode, or pixels that are not
-            colours (floating point, or beyond 16 bits).
+            colors (floating point, or beyond 16 bits).
         CorruptFileError: the file cannot be decoded.
     """
     with _opened(path) as picture:
@@ -91,7 +96,7 @@ def to_image(picture: Image.Image) -> Pixels:
     """An opened picture of any mode as an image, as `read_image` reads it from a file.
 
     Raises:
-        InputError: its pixels are not colours.
+        InputError: its pixels are not colors.
     """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
@@ -108,21 +113,21 @@ def _from_16_bits(picture: Image.Image) -> Pixels:
     if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise InputError(
             f"Pixels of type {values.dtype} from {values.min()} to {values.max()} are not "
-            "colours. Save them with 8 or 16 bits a channel."
+            "colors. Save them with 8 or 16 bits a channel."
         )
     return (values / 257).round().astype(np.uint8)
 
 
 def read_mask(path: Path | str) -> Pixels:
-    """Reads a mask's raw values: palette indices stay indices, RGB must be grey.
+    """Reads a mask's raw values: palette indices stay indices, RGB must be gray.
 
-    Grey of 1, 2 or 4 bits is scaled to 0-255, as its format defines: black and white is 0 and 255.
+    Gray of 1, 2 or 4 bits is scaled to 0-255, as its format defines: black and white is 0 and 255.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        InputError: no such file, or values that are not ids: colours without a palette,
+        InputError: no such file, or values that are not ids: colors without a palette,
             transparency, fractions, beyond 255. The first such pixel is named.
         CorruptFileError: the file cannot be decoded.
     """
@@ -139,9 +144,40 @@ def read_mask(path: Path | str) -> Pixels:
             return ids
         values = np.array(picture.convert("RGBA"))
         _refuse_pixels(values, values[..., 3] < 255, "is transparent")
-        is_grey = (values[..., 0] == values[..., 1]) & (values[..., 0] == values[..., 2])
-        _refuse_pixels(values, ~is_grey, "is a colour, and there is no palette")
+        is_gray = (values[..., 0] == values[..., 1]) & (values[..., 0] == values[..., 2])
+        _refuse_pixels(values, ~is_gray, "is a color, and there is no palette")
         return values[..., 0].copy()
+
+
+@dataclass(frozen=True)
+class StoredColors:
+    """A mask as it is stored.
+
+    Attributes:
+        values: (H, W) uint8, the gray values or the indices into a palette; None for colors.
+        colors: (H, W, 3) uint8, what people see.
+    """
+
+    values: Pixels | None
+    colors: Pixels
+
+
+def read_colors(path: Path | str) -> StoredColors:
+    """Reads a mask whose colors mean something; transparency is left out.
+
+    Raises:
+        InputError, CorruptFileError: as `read_image`.
+    """
+    with _opened(path) as stored:
+        picture = ImageOps.exif_transpose(stored)
+        values = None
+        if picture.mode == "P":
+            values = np.array(picture)
+        elif picture.mode in ("1", "L"):
+            values = np.array(picture.convert("L"))
+        elif picture.mode.startswith(("I", "F")):
+            raise InputError("has no colors. Save it with 8 bits a channel.")
+        return StoredColors(values, np.array(picture.convert("RGBA").convert("RGB")))
 
 
 def _refuse_pixels(values: NDArray[Any], is_wrong: NDArray[np.bool_], reason: str) -> None:
@@ -149,7 +185,7 @@ def _refuse_pixels(values: NDArray[Any], is_wrong: NDArray[np.bool_], reason: st
         row, column = np.argwhere(is_wrong)[0]
         raise InputError(
             f"pixel ({row}, {column}) with value {values[row, column].tolist()} {reason}. "
-            "A mask holds class ids: save it as 8-bit grey, or with a palette."
+            "A mask holds class ids: save it as 8-bit gray, or with a palette."
         )
 
 
@@ -205,7 +241,7 @@ def write_image(path: Path | str, image: Pixels) -> None:
 
 
 def write_mask(path: Path | str, mask: Pixels) -> None:
-    """Writes a mask (H, W) as a PNG with a palette: values are class ids, people see colours.
+    """Writes a mask (H, W) as a PNG with a palette: values are class ids, people see colors.
 
     Raises:
         InputError: `path` does not end with .png; other formats may change ids.
@@ -213,7 +249,7 @@ def write_mask(path: Path | str, mask: Pixels) -> None:
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"{path}: masks are written as .png; other formats may change class ids.")
     picture = Image.fromarray(mask)
-    picture.putpalette(class_colours().tobytes())
+    picture.putpalette(class_colors().tobytes())
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
@@ -232,7 +268,7 @@ def resize_mask(mask: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def cover(picture: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scales an image or a mask, keeping its aspect, until it covers `size`; cuts out the centre.
+    """Scales an image or a mask, keeping its aspect, until it covers `size`; cuts out the center.
 
     Args:
         picture: (H, W, 3) image or (H, W) mask, uint8.
@@ -261,17 +297,17 @@ def to_pixels(x: Tensor) -> Pixels:
 
 
 def overlay(image: Pixels, mask: Pixels, *, strength: float = 0.55) -> Pixels:
-    """Lays the classes of `mask` over `image` in colour, with a bright outline.
+    """Lays the classes of `mask` over `image` in color, with a bright outline.
 
     Args:
         image: (H, W, 3) uint8.
         mask: (H, W) uint8, 0 background; 255 is left out.
-        strength: Share of the colour inside a class, in [0, 1].
+        strength: Share of the color inside a class, in [0, 1].
     """
-    colours = class_colours()
+    colors = class_colors()
     painted = image.astype(np.float32)
     inside = (mask > 0) & (mask != IGNORE)
-    painted[inside] = (1 - strength) * painted[inside] + strength * colours[mask[inside]]
+    painted[inside] = (1 - strength) * painted[inside] + strength * colors[mask[inside]]
     edge = np.zeros_like(inside)
     edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     edge[1:, :] |= mask[1:, :] != mask[:-1, :]
@@ -285,14 +321,14 @@ def cut_out(image: Pixels, mask: Pixels) -> Pixels:
     return np.dstack([image, alpha])
 
 
-def class_colours() -> NDArray[np.uint8]:
-    """(256, 3) uint8: a colour for each class id; neighbouring ids differ strongly in hue."""
+def class_colors() -> NDArray[np.uint8]:
+    """(256, 3) uint8: a color for each class id; neighboring ids differ strongly in hue."""
     hues = (0.52 + 0.61803398875 * (np.arange(256) - 1)) % 1  # the golden ratio spreads hues evenly
     hsv = np.stack([hues, np.full(256, 0.75), np.full(256, 0.95)], axis=-1)
     picture = Image.frombytes("HSV", (256, 1), (hsv * 255).astype(np.uint8).tobytes())
-    colours = np.array(picture.convert("RGB"))[0]
-    colours[0] = 0
-    return colours
+    colors = np.array(picture.convert("RGB"))[0]
+    colors[0] = 0
+    return colors
 
 
 def contact_sheet(

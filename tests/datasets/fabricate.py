@@ -27,7 +27,7 @@ def ids(rows: Sequence[Sequence[int]]) -> Pixels:
 
 
 def blob(seed: int, *, height: int = SIDE, width: int = SIDE) -> Pixels:
-    """A mask with an ellipse somewhere near the centre, (height, width) of 0 and 1."""
+    """A mask with an ellipse somewhere near the center, (height, width) of 0 and 1."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / (max(height, width) - 1) - 0.5
     (cy, cx), (ry, rx) = rng.uniform(-0.15, 0.15, 2), rng.uniform(0.15, 0.4, 2)

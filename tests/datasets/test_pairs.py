@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from latentseg.datasets import pairs
-from latentseg.datasets.pairs import Batch, DatasetFolder, FolderPairs, from_levels, to_levels
+from latentseg.datasets.pairs import Batch, FolderPairs, from_levels, to_levels
+from latentseg.datasets.real import open_dataset
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import write_json, write_manifest
 from latentseg.images import cover, to_pixels, write_image
 
 
 class Numbered:
-    """Pair i is grey of value i, all over; its mask is i % 2."""
+    """Pair i is gray of value i, all over; its mask is i % 2."""
 
     classes = ("odd",)
 
@@ -139,8 +140,10 @@ def test_dataset_folder_when_read_then_masks_hold_class_ids(tmp_path: Path, fore
 
 def test_dataset_folder_when_never_finished_then_it_is_refused(tmp_path: Path):
     (dataset_folder(tmp_path, None) / "MANIFEST.json").unlink()
+    assert len(open_dataset(tmp_path)) == 3  # made by hand
+    (tmp_path / "samples.jsonl").touch()
     with pytest.raises(InputError, match="never finished"):
-        DatasetFolder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_dataset_folder_when_a_mask_is_missing_then_it_is_named(tmp_path: Path):
@@ -148,7 +151,7 @@ def test_dataset_folder_when_a_mask_is_missing_then_it_is_named(tmp_path: Path):
     (folder / "masks" / "1.png").unlink()
     write_manifest(folder)
     with pytest.raises(InputError, match=r"masks/1\.png"):
-        DatasetFolder(folder)
+        open_dataset(folder)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3, 7, 40])

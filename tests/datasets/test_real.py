@@ -53,11 +53,11 @@ def test_duts_prefers_the_test_part_over_the_training_part(tmp_path):
 
 def test_published_masks_are_foreground_above_half(tmp_path):
     write(tmp_path / "images" / "a.jpg", np.zeros((1, 4, 3), np.uint8))
-    grey = ids([[0, 127, 128, 255]])
+    gray = ids([[0, 127, 128, 255]])
     path = tmp_path / "ground_truth_mask" / "a.png"
     path.parent.mkdir()
     for mode in ("L", "RGB", "LA", "P"):
-        Image.fromarray(grey).convert(mode).save(path)
+        Image.fromarray(gray).convert(mode).save(path)
         assert open_dataset(tmp_path)[0][2].tolist() == [[0, 0, 1, 1]], mode
 
 
@@ -97,8 +97,8 @@ def test_cub_when_a_listed_file_is_missing_names_it(tmp_path):
 def write_flowers(folder):
     for number in (1, 2, 3):
         write(folder / "jpg" / f"image_{number:05d}.jpg", IMAGE)
-        colours = ids([[0, 0, 254], [200, 0, 90]])[MASK]
-        write(folder / "segmim" / f"segmim_{number:05d}.jpg", colours)
+        colors = ids([[0, 0, 254], [200, 0, 90]])[MASK]
+        write(folder / "segmim" / f"segmim_{number:05d}.jpg", colors)
     sets = {"trnid": [[3, 1]], "valid": [[2]], "tstid": [[2]]}
     savemat(folder / "setid.mat", sets)
 
@@ -164,7 +164,7 @@ def test_without_dataset_json_the_masks_speak(values, expected, tmp_path):
 
 def test_without_dataset_json_other_values_must_be_named(tmp_path):
     write_pair(tmp_path, "a", np.zeros((1, 3, 3), np.uint8), ids([[0, 1, 2]]))
-    with pytest.raises(InputError, match=r"hold the values 0, 1, 2, and nothing says.*--classes"):
+    with pytest.raises(InputError, match=r"hold the values 0, 1, 2, and nothing says.*`classes`"):
         open_dataset(tmp_path)
     dataset = open_dataset(tmp_path, classes=["cat", "dog"])
     assert dataset.classes == ("cat", "dog")
@@ -201,7 +201,7 @@ def test_options_go_before_dataset_json(tmp_path):
         ({"classes": []}, "expected a list of names"),
         ({"classes": ["a"], "ignore": "255"}, "ignore is '255'"),
         ({"classes": ["a"], "ignore": 1}, "ignore 1 is the id of a class"),
-        ({"foreground": 0}, "foreground 0: expected a mask value in 1-255"),
+        ({"foreground": 0}, "expected a mask value in 1-255, found 0"),
         ({"classes": ["a", "b"], "foreground": 255}, "means one class, but there are 2: a, b"),
         ({"classes": [str(i) for i in range(255)]}, "255 classes; expected 1 to 254"),
     ],
@@ -228,10 +228,10 @@ def write_problems(folder):
     write_pair(folder, "good", IMAGE, MASK)
     write_pair(folder, "out_of_range", IMAGE, with_one(7))
     write_pair(folder, "smooth", IMAGE, np.arange(256, dtype=np.uint8).reshape(16, 16))
-    colours = np.zeros((16, 16, 3), np.uint8)
-    colours[2, 2] = 255, 0, 0
-    write(folder / "images" / "colours.png", IMAGE)
-    write(folder / "masks" / "colours.png", colours)
+    colors = np.zeros((16, 16, 3), np.uint8)
+    colors[2, 2] = 255, 0, 0
+    write(folder / "images" / "colors.png", IMAGE)
+    write(folder / "masks" / "colors.png", colors)
     write_pair(folder, "small_mask", IMAGE, MASK[:8])
     write(folder / "images" / "no_mask.jpg", IMAGE)
     write(folder / "masks" / "no_image.png", MASK)
@@ -256,8 +256,9 @@ def test_check_dataset_finds_all_problems_at_once_by_name(tmp_path):
         'Expected: class ids 0-1, and 255 for ignored. If 7 means "no label", say "ignore": 7',
         "masks/smooth.png": "pixel (0, 2) has the value 2 (wrong pixels: 253). "
         "Expected: class ids 0-1, and 255 for ignored. So many values",
-        "masks/colours.png": "",
-        "masks/small_mask.png": "8 x 16 pixels, but its image has 16 x 16 (height x width)",
+        "masks/colors.png": "",
+        "masks/small_mask.png": "8 x 16 pixels, but its image images/small_mask.png has "
+        "16 x 16 (height x width)",
         "images/no_mask.jpg": "has no mask masks/no_mask.png",
         "masks/no_image.png": "has no image of that name in images",
         "images/twice.png": "has the same name as twice.jpg",
@@ -285,7 +286,7 @@ def test_check_dataset_when_255_is_the_foreground_says_how_to_name_it(tmp_path):
     write_pair(tmp_path, "a", IMAGE, 255 * MASK)
     write_json(tmp_path / "dataset.json", {"classes": ["pet"], "ignore": 255})
     (problem,) = check_dataset(tmp_path)
-    assert "--foreground 255" in problem
+    assert "`foreground` 255" in problem
 
 
 def test_check_dataset_when_all_masks_are_empty_says_so(tmp_path):
@@ -335,5 +336,5 @@ def test_thinned_refuses_less_than_one(tmp_path):
     write_pair(tmp_path, "a", IMAGE, MASK)
     dataset = open_dataset(tmp_path)
     assert len(dataset.thinned(None)) == len(dataset.thinned(5)) == 1
-    with pytest.raises(InputError, match="--limit 0"):
+    with pytest.raises(InputError, match="`limit`: expected at least 1, found 0"):
         dataset.thinned(0)

@@ -31,14 +31,14 @@ UPRIGHT = {
 }
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: list[bytes], *more: bytes) -> bytes:
+def png(width: int, height: int, bits: int, color: int, rows: list[bytes], *more: bytes) -> bytes:
     """A PNG file written by hand, for what Pillow does not write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(name + content)
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     body = [chunk(b"IHDR", header), *more, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
@@ -84,7 +84,7 @@ def test_rgb_is_read_as_it_is_whatever_the_name_says(tmp_path, format):
     assert np.array_equal(images.read_image(tmp_path / "photo.jpg"), PHOTO)
 
 
-def test_grey_becomes_three_equal_channels(file):
+def test_gray_becomes_three_equal_channels(file):
     Image.fromarray(IDS * 60).save(file)
     assert np.array_equal(images.read_image(file), np.dstack([IDS * 60] * 3))
 
@@ -96,7 +96,7 @@ def test_black_and_white_becomes_0_and_255(file):
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_16_bit_grey_is_divided_by_257_dark_or_bright(file, format):
+def test_16_bit_gray_is_divided_by_257_dark_or_bright(file, format):
     for values in ([[0, 257, 65535]], [[0, 100, 200]]):
         Image.fromarray(np.array(values, dtype=np.uint16)).save(file, format)
         expected = np.round(np.array(values) / 257)
@@ -108,7 +108,7 @@ def test_16_bit_pgm_is_divided_by_257(tmp_path):
     assert images.read_image(tmp_path / "a.pgm")[..., 0].tolist() == [[255, 128]]
 
 
-def test_16_bit_colours_lose_their_low_bytes(file):
+def test_16_bit_colors_lose_their_low_bytes(file):
     row = struct.pack(">6H", 0xFFFF, 0x1234, 0x0000, 0x00FF, 0x8000, 0x7FFF)
     file.write_bytes(png(2, 1, 16, 2, [row]))
     assert images.read_image(file).tolist() == [[[0xFF, 0x12, 0], [0, 0x80, 0x7F]]]
@@ -122,9 +122,9 @@ def test_16_bit_colours_lose_their_low_bytes(file):
         np.array([[-1, 5]], dtype=np.int32),
     ],
 )
-def test_pixels_that_are_no_colours_are_refused(file, values):
+def test_pixels_that_are_no_colors_are_refused(file, values):
     Image.fromarray(values).save(file, "TIFF")
-    with pytest.raises(InputError, match="are not colours"):
+    with pytest.raises(InputError, match="are not colors"):
         images.read_image(file)
 
 
@@ -133,11 +133,11 @@ def test_an_opened_picture_is_read_like_its_file(file):
     picture.save(file, exif=orientation(6))
     with Image.open(file) as opened:
         assert np.array_equal(images.to_image(opened), images.read_image(file))
-    with pytest.raises(InputError, match="are not colours"):
+    with pytest.raises(InputError, match="are not colors"):
         images.to_image(Image.fromarray(np.ones((2, 2), np.float32)))
 
 
-def test_cmyk_is_read_as_colours(file):
+def test_cmyk_is_read_as_colors(file):
     red = np.zeros((2, 2, 4), dtype=np.uint8)
     red[..., 1:3] = 255
     Image.fromarray(red, "CMYK").save(file, "TIFF")
@@ -153,7 +153,7 @@ def test_transparency_is_laid_over_white(file):
         assert images.read_image(file).tolist() == [shown]
 
 
-def test_a_transparent_colour_of_a_palette_is_white(file):
+def test_a_transparent_color_of_a_palette_is_white(file):
     picture = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "P")
     picture.putpalette([10, 20, 30, 40, 50, 60])
     picture.save(file, transparency=1)
@@ -161,7 +161,7 @@ def test_a_transparent_colour_of_a_palette_is_white(file):
     assert images.read_mask(file).tolist() == [[0, 1]]
 
 
-def test_a_transparent_colour_of_rgb_is_white(file):
+def test_a_transparent_color_of_rgb_is_white(file):
     Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], dtype=np.uint8)).save(
         file, transparency=(4, 5, 6)
     )
@@ -172,7 +172,7 @@ def test_a_transparent_colour_of_rgb_is_white(file):
     ("format", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})]
 )
 def test_of_an_animation_the_first_frame_is_read_and_the_file_closed(file, format, options):
-    frames = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (4, 3), color) for color in ("red", "blue", "lime")]
     frames[0].save(file, format, save_all=True, append_images=frames[1:], **options)
     assert images.read_image(file).tolist() == [[[255, 0, 0]] * 4] * 3
     assert images.size_of(file) == (3, 4)
@@ -180,7 +180,7 @@ def test_of_an_animation_the_first_frame_is_read_and_the_file_closed(file, forma
 
 
 def test_a_stereo_photo_of_a_phone_is_read(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("white", "black")]
     frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
     assert (images.read_image(tmp_path / "a.jpg") == 255).all()
 
@@ -263,12 +263,12 @@ def test_a_palette_of_few_bits_keeps_its_ids(file, bits):
     assert np.array_equal(images.read_mask(file), ids)
 
 
-def test_grey_of_few_bits_is_scaled_as_its_format_defines(file):
+def test_gray_of_few_bits_is_scaled_as_its_format_defines(file):
     file.write_bytes(png(4, 1, 2, 0, [bytes([0b00_01_10_11])]))
     assert images.read_mask(file).tolist() == [[0, 85, 170, 255]]
 
 
-def test_grey_in_any_disguise_is_a_mask(file):
+def test_gray_in_any_disguise_is_a_mask(file):
     opaque = np.full_like(IDS, 255)
     for disguise in (
         IDS,
@@ -290,7 +290,7 @@ def test_whole_numbers_of_any_type_are_a_mask(file, kind):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.array([[[0, 0, 0], [5, 5, 6]]], dtype=np.uint8), r"pixel \(0, 1\).*5, 5, 6.*colour"),
+        (np.array([[[0, 0, 0], [5, 5, 6]]], dtype=np.uint8), r"pixel \(0, 1\).*5, 5, 6.*color"),
         (np.array([[[0, 0, 0, 255], [5, 5, 5, 9]]], dtype=np.uint8), r"\(0, 1\).*transparent"),
         (np.array([[[0, 255], [5, 9]]], dtype=np.uint8), r"\(0, 1\).*transparent"),
         (np.array([[1, 300]], dtype=np.uint16), r"\(0, 1\) with value 300 is not an id"),
@@ -340,12 +340,12 @@ def test_other_formats_are_not_written(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_mask_is_written_with_colours_and_read_as_ids(file):
+def test_a_mask_is_written_with_colors_and_read_as_ids(file):
     every = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for mask in (IDS, every, every % 2):
         images.write_mask(file, mask)
         assert np.array_equal(images.read_mask(file), mask)
-        assert np.array_equal(images.read_image(file), images.class_colours()[mask])
+        assert np.array_equal(images.read_image(file), images.class_colors()[mask])
 
 
 def test_a_mask_is_not_written_in_a_format_that_may_change_it(tmp_path):
@@ -392,13 +392,13 @@ def test_resize_mask_makes_no_new_values():
     assert set(np.unique(resized)) <= {0, 255}
 
 
-def test_overlay_colours_classes_and_leaves_the_rest():
+def test_overlay_colors_classes_and_leaves_the_rest():
     mask = np.zeros((6, 6), np.uint8)
     mask[1:5, 1:5], mask[5] = 1, images.IGNORE
     shown = images.overlay(np.full((6, 6, 3), 100, np.uint8), mask)
     assert (shown[0] == 100).all()
     assert (shown[5] == 100).all()
-    expected = 0.45 * 100 + 0.55 * images.class_colours()[1]
+    expected = 0.45 * 100 + 0.55 * images.class_colors()[1]
     assert np.abs(shown[3, 3] - expected).max() <= 0.5
     assert (shown[1, 1] == 255).all()
 
@@ -410,10 +410,10 @@ def test_cut_out_is_opaque_on_the_foreground_only():
     assert np.array_equal(cut[..., :3], PHOTO[:2, :2])
 
 
-def test_class_colours_differ():
-    colours = images.class_colours().astype(int)
-    assert colours[0].tolist() == [0, 0, 0]
-    first = colours[1:13]
+def test_class_colors_differ():
+    colors = images.class_colors().astype(int)
+    assert colors[0].tolist() == [0, 0, 0]
+    first = colors[1:13]
     apart = np.abs(first[:, None] - first[None]).sum(-1) + 1000 * np.eye(len(first))
     assert apart.min() > 50
 

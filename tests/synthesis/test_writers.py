@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentseg.datasets.pairs import DatasetFolder
+from latentseg.datasets.real import open_dataset
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import MANIFEST, read_json, verify_manifest
 from latentseg.images import list_images, read_image, read_mask
@@ -60,7 +60,7 @@ def test_synthesize_when_jpg_then_only_the_masks_are_png(tmp_path: Path):
     folder = write(tmp_path, 3, suffix="jpg")
     assert {path.suffix for path in list_images(folder / "images")} == {".jpg"}
     assert {path.suffix for path in list_images(folder / "masks")} == {".png"}
-    assert len(DatasetFolder(folder)) == 3
+    assert len(open_dataset(folder)) == 3
 
 
 def test_synthesize_when_finished_already_then_nothing_is_drawn(
@@ -139,7 +139,7 @@ def test_synthesize_when_the_disk_fills_then_the_message_says_how_to_go_on(
         patch.setattr(writers, "_write_sample", full)
         with pytest.raises(InputError, match=r"disk is full.*same command again"):
             write(tmp_path)
-    assert len(DatasetFolder(write(tmp_path))) == 10
+    assert len(open_dataset(write(tmp_path))) == 10
 
 
 def test_synthesize_when_the_disk_is_too_small_then_it_is_refused_before_any_work(
@@ -163,7 +163,7 @@ def test_soft_folder_when_read_back_then_levels_are_those_of_the_stream(tmp_path
     source = Stream(labeler.generator, labeler, block=4, soft=True)
     drawn = [levels for k in range(3) if (levels := source.block(k).soft) is not None]
     expected = np.concatenate(drawn)[:10]
-    dataset = DatasetFolder(folder, soft=True)
+    dataset = open_dataset(folder, soft=True)
     np.testing.assert_array_equal(np.stack([mask for _, _, mask in dataset]), expected)
 
 
@@ -174,7 +174,7 @@ def test_soft_folder_when_compared_with_a_hard_one_then_images_and_masks_are_the
     for part in ("images", "masks"):
         assert contents(soft / part) == contents(hard / part)
     assert read_json(soft / "dataset.json") == read_json(hard / "dataset.json") | {"soft": True}
-    assert not DatasetFolder(hard, soft=True).is_soft
+    assert open_dataset(hard, soft=True)[0][2].ndim == 2
     assert not (hard / "soft").exists()
 
 
@@ -215,7 +215,7 @@ def test_soft_folder_when_the_count_is_raised_then_it_equals_a_larger_dataset(tm
 def test_soft_folder_when_changed_then_it_is_refused_by_name(tmp_path: Path):
     (write_soft(tmp_path) / "soft" / "00000003.png").write_bytes(b"other")
     with pytest.raises(CorruptFileError, match=r"soft/00000003\.png \(changed\)"):
-        DatasetFolder(tmp_path)
+        open_dataset(tmp_path)
 
 
 def test_soft_folder_when_continued_without_probabilities_then_the_field_is_named(tmp_path: Path):

@@ -12,7 +12,7 @@ from PIL import Image
 from latentseg.app.painting import BACKGROUND, NOT_PAINTED, Painting
 from latentseg.errors import CorruptFileError, InputError, LatentsegError
 from latentseg.files import atomic, locked, read_bytes, read_json, write_bytes, write_json
-from latentseg.images import IGNORE, SUFFIXES, Pixels, class_colours, read_image, read_mask
+from latentseg.images import IGNORE, SUFFIXES, Pixels, class_colors, read_image, read_mask
 
 CLASSES = "classes.json"
 SHOWN = 6  # unknown values that are named per file
@@ -228,7 +228,7 @@ def _values(path: Path) -> Pixels | None:
 
 def _is_own(values: Pixels, colours: Pixels) -> bool:
     """Whether the palette is that of `write_mask`, whose colours say nothing."""
-    return bool((class_colours()[values] == colours).all())
+    return bool((class_colors()[values] == colours).all())
 
 
 def _by_colour(colours: Pixels, meaning: _Meaning) -> Pixels | None:

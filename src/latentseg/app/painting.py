@@ -15,7 +15,7 @@ from latentseg.app.strokes import PaintedMask, check_mask
 from latentseg.datasets.mask_values import MAX_CLASSES
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import check_keys, read_json, write_json, write_text
-from latentseg.images import IGNORE, Pixels, class_colours, size_of, write_image, write_mask
+from latentseg.images import IGNORE, Pixels, class_colors, size_of, write_image, write_mask
 from latentseg.seeds import derive_seeds
 
 FORMAT = 1
@@ -23,7 +23,7 @@ GALLERY = 24  # images to choose from at first
 SEEDS = 10**8  # seeds have at most eight digits: they are file names, and people say them
 BACKGROUND, NOT_PAINTED = "#000000", "#ffffff"
 RESERVED_NAMES = ("background", "not painted")
-COLOURS = (  # told apart on photos, in light and in dark; then those of `class_colours`
+COLOURS = (  # told apart on photos, in light and in dark; then those of `class_colors`
     "#e8563a", "#2aa7b8", "#f3b530", "#8a63d2", "#58ad45", "#e879b4",
     "#3f74e0", "#b0703c", "#93d7ea", "#c4d644", "#b3224a", "#2d8464",
 )  # fmt: skip
@@ -352,7 +352,7 @@ def free_colour(index: int) -> str:
     """A colour "#rrggbb" for the class number `index`, from 0."""
     if index < len(COLOURS):
         return COLOURS[index]
-    red, green, blue = class_colours()[(index + 1) % 255].tolist()
+    red, green, blue = class_colors()[(index + 1) % 255].tolist()
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 

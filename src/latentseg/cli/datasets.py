@@ -41,7 +41,7 @@ def synth(
     checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
 ) -> None:
-    """A labelled dataset: sample i depends only on (seed, i). Raise --count to go on.
+    """A labeled dataset: sample i depends only on (seed, i). Raise --count to go on.
 
     Args:
         generator: Draws the images.
@@ -62,7 +62,7 @@ def synth(
         min_agreement: Least IoU of the masks of two labelers that vote or have to agree.
         seed: Of everything random.
     """
-    from latentseg.datasets.formats import convert_dataset as convert_all
+    from latentseg.datasets.conversion import convert_dataset as convert_all
     from latentseg.datasets.statistics import statistics
     from latentseg.distributed import rank_and_world
     from latentseg.labelers import load_labeler
@@ -139,20 +139,17 @@ def check(
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
     """
     from latentseg.datasets.real import check_dataset, open_dataset
-    from latentseg.datasets.shard_files import ShardFolder, check_shards, is_sharded
 
-    if is_sharded(dataset):
-        problems = check_shards(dataset)
-    else:
-        problems = check_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
+    problems = check_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
     write_result(common, {"dataset": str(dataset), "problems": problems})
     if problems:
         listed = "\n  ".join(problems)
         raise InputError(f"{dataset}: {len(problems)} problems:\n  {listed}")
-    if is_sharded(dataset):
-        opened = ShardFolder(dataset)
-    else:
-        opened = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
+    opened = open_dataset(
+        dataset, classes=classes, foreground=foreground, grouping=group, examine=False
+    )
+    for note in opened.notes:
+        tell(common, f"{dataset}: {note}")
     tell(common, f"{dataset}: {len(opened)} pairs, classes {', '.join(opened.classes)}: sound")
 
 
@@ -165,36 +162,21 @@ def convert_dataset(
     instances: bool = False,
     common: CommonFlags = COMMON,
 ) -> None:
-    """Labelled photos in the format of another tool, and back; masks stay exact.
+    """Labeled photos in the format of another tool, and back; masks stay exact.
 
     Args:
         source: Dataset folder, COCO file or folder, YOLO, PASCAL VOC or Hugging Face folder, or a
-            published data set.
+            published dataset.
         out: Folder of the result.
         format: coco (run lengths), yolo (polygons), folder (PNG, our own), voc (PNG), or hf
             (Hugging Face `datasets`).
         lossy: yolo: accept polygons that lose more than 1 % of a mask, and ignored pixels.
         instances: coco: one annotation for each connected component instead of each class.
     """
-    from latentseg.datasets.formats import convert_dataset as convert_all
-    from latentseg.datasets.formats import find_format
-    from latentseg.datasets.real import open_dataset
-    from latentseg.datasets.shard_files import ShardFolder, is_sharded
+    from latentseg.datasets.conversion import convert_dataset as convert_all
 
-    facts = dataset = None
-    if is_sharded(source):
-        dataset, facts = ShardFolder(source), read_json(source / "dataset.json")
-    elif source.exists() and find_format(source) is None:
-        dataset = open_dataset(source)
-        facts = {"source": str(source), "licence": "That of the data set."}
     folder = convert_all(
-        dataset or source,
-        out,
-        format=format,
-        facts=facts,
-        lossy=lossy,
-        instances=instances,
-        quiet=common.quiet,
+        source, out, format=format, lossy=lossy, instances=instances, quiet=common.quiet
     )
     tell(common, str(folder))
     write_result(common, read_json(folder / "dataset.json"))

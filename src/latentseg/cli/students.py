@@ -72,7 +72,7 @@ def train(
         rounds: Rounds of self-training.
         seed: Of everything random.
     """
-    from latentseg.datasets.pairs import FolderPairs, has_soft_labels
+    from latentseg.datasets.pairs import FolderPairs
     from latentseg.datasets.real import open_dataset
     from latentseg.datasets.shard_files import is_sharded
     from latentseg.datasets.shard_pairs import ShardPairs
@@ -92,8 +92,7 @@ def train(
     if is_sharded(dataset):
         pairs = ShardPairs(dataset, size=size, seed=seed, soft=soft)
     else:
-        is_soft = soft and not group and has_soft_labels(dataset)
-        opened = dataset if is_soft else open_dataset(dataset, grouping=group)
+        opened = open_dataset(dataset, grouping=group, soft=soft)
         pairs = FolderPairs(opened, size=size, seed=seed)
     card = {"description": f"Trained on {dataset.absolute().name}.", "licence": _licence(dataset)}
     first = out / "student" if photos else out

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentseg.datasets.descriptions import is_name, read_description
 from latentseg.datasets.groupings import BACKGROUND, Grouping
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json
 from latentseg.images import IGNORE
 
 MAX_CLASSES = 254  # ids are one byte: 0 is the background, 255 is ignored
+MASK_VALUES = {str(value) for value in range(IGNORE)}  # as the keys of labels.json: no "01"
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,13 @@ def class_ids(classes: Sequence[str], ignore: int | None = IGNORE) -> Meaning:
     """
     if not 1 <= len(classes) <= MAX_CLASSES:
         raise InputError(
-            f"{len(classes)} classes; expected 1 to {MAX_CLASSES}, without the background."
+            f"`classes`: {len(classes)} classes; expected 1 to {MAX_CLASSES}, without the "
+            "background."
         )
     if BACKGROUND in classes or len(set(classes)) < len(classes):
         raise InputError(
-            f"classes {', '.join(classes)}: expected each name once, without the background, "
-            "which is id 0."
+            f"`classes`: {', '.join(classes)[:200]}: expected each name once, without the "
+            "background, which is id 0."
         )
     if ignore is not None and ignore <= len(classes):
         raise InputError(
@@ -61,6 +63,38 @@ def class_ids(classes: Sequence[str], ignore: int | None = IGNORE) -> Meaning:
     return Meaning(tuple(classes), ids, allowed)
 
 
+def check_classes(names: Sequence[object], where: Path) -> tuple[str, ...]:
+    """Names of classes, without the background, as a file has them.
+
+    Raises:
+        CorruptFileError: they are not 1 to 254 different names.
+    """
+    found = tuple(name for name in names if isinstance(name, str) and is_name(name))
+    is_sound = len(found) == len(names) == len(set(found)) and BACKGROUND not in found
+    if not is_sound or not 1 <= len(found) <= MAX_CLASSES:
+        raise CorruptFileError(
+            f"{where}: classes are {str([*names])[:200]}; expected 1 to {MAX_CLASSES} different "
+            "names, without the background."
+        )
+    return found
+
+
+def number_classes(names: Sequence[object], where: Path) -> tuple[tuple[str, ...], list[int]]:
+    """The classes among names in a file, and the class id of each name: 0 for the background.
+
+    Names that occur twice are one class.
+
+    Raises:
+        CorruptFileError: they are not 1 to 254 names besides the background.
+    """
+    texts = [name for name in names if isinstance(name, str)]
+    if len(texts) < len(names):
+        raise CorruptFileError(f"{where}: classes are {str([*names])[:200]}; expected names.")
+    classes = check_classes([name for name in dict.fromkeys(texts) if name != BACKGROUND], where)
+    ids = {BACKGROUND: 0, **{name: k for k, name in enumerate(classes, start=1)}}
+    return classes, [ids[text] for text in texts]
+
+
 def single_class(foreground: int, ignore: int | None, name: str = "foreground") -> Meaning:
     """Masks of one class: 0 is the background, `foreground` the class, `ignore` is ignored.
 
@@ -68,7 +102,7 @@ def single_class(foreground: int, ignore: int | None, name: str = "foreground") 
         InputError: `foreground` is 0 or no mask value.
     """
     if not 1 <= foreground <= 255:
-        raise InputError(f"--foreground {foreground}: expected a mask value in 1-255.")
+        raise InputError(f"`foreground`: expected a mask value in 1-255, found {foreground}.")
     ids = np.full(256, -1, dtype=np.int16)
     if ignore is not None:
         ids[ignore] = IGNORE
@@ -100,13 +134,14 @@ def listed_labels(path: Path) -> Meaning:
     names = read_json(path)
     if (
         not isinstance(names, dict)
-        or not all(key.isdecimal() and int(key) < IGNORE for key in names)
-        or not all(isinstance(name, str) and name for name in names.values())
+        or not all(key in MASK_VALUES for key in names)
+        or not all(map(is_name, names.values()))
         or len(names.keys() - {"0"}) == 0
         or len(set(names.values())) < len(names)
     ):
         raise CorruptFileError(
-            f'{path}: expected the name of each mask value, each once, such as {{"1": "hair"}}.'
+            f"{path}: expected the name of each mask value from 0 to 254, each once, such as "
+            '{"1": "hair"}.'
         )
     values = sorted(int(key) for key in names if key != "0")
     ids = np.full(256, -1, dtype=np.int16)
@@ -124,12 +159,12 @@ def stated_meaning(
     Raises:
         InputError: they are wrong, or contradict each other.
     """
-    description, where = _read_description(folder)
+    description = read_description(folder)
     if classes is None:
-        classes = _class_names(description.get("classes"), where)
+        classes = description.classes
     if foreground is None:
-        foreground = _value(description, "foreground", where)
-    ignore = _value({"ignore": IGNORE, **description}, "ignore", where)
+        foreground = description.mask_value("foreground")
+    ignore = description.mask_value("ignore", IGNORE)
     if foreground is not None:
         if classes is not None and len(classes) != 1:
             raise InputError(
@@ -156,35 +191,3 @@ def guess_meaning(values: Sequence[NDArray[np.bool_]]) -> Meaning | None:
             if sum(fits) >= required:
                 return meaning
     return None
-
-
-def _read_description(folder: Path) -> tuple[dict[str, Any], Path]:
-    # A data set in parts (train/, test/) has one dataset.json above them.
-    for path in (folder / "dataset.json", folder.absolute().parent / "dataset.json"):
-        if path.is_file():
-            description = read_json(path)
-            if not isinstance(description, dict):
-                raise InputError(
-                    f'{path}: expected an object such as {{"classes": ["cat"], "ignore": 255}}.'
-                )
-            return description, path
-    return {}, folder / "dataset.json"
-
-
-def _class_names(names: Any, where: Path) -> tuple[str, ...] | None:
-    if names is None:
-        return None
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-        raise InputError(
-            f"{where}: classes is {names!r}; expected a list of names, without the background."
-        )
-    return tuple(names)
-
-
-def _value(description: dict[str, Any], key: str, where: Path) -> int | None:
-    value = description.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 255:
-        raise InputError(f"{where}: {key} is {value!r}; expected a mask value in 0-255, or null.")
-    return value

@@ -13,20 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import read_json, verify_manifest
-from latentseg.images import (
-    Pixels,
-    cover,
-    list_images,
-    read_image,
-    read_mask,
-    to_tensor,
-)
+from latentseg.datasets.real import open_dataset
+from latentseg.errors import InputError
+from latentseg.images import Pixels, cover, to_tensor
 
 MAX_CACHE_BYTES = 4 * 2**30
 DECODING_THREADS = 4
-SOFT = "soft"  # the folder of class probabilities beside images and masks
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class Pairs(Protocol):
 
 
 class LabelledImages(Protocol):
-    """A finite data set: `dataset[i]` is (name, image (H, W, 3) uint8, mask).
+    """A finite dataset: `dataset[i]` is (name, image (H, W, 3) uint8, mask).
 
     A mask is (H, W) uint8, class ids; or (K, H, W) uint8, how likely each class is: `to_levels`.
     """
@@ -108,7 +100,7 @@ class LabelledImages(Protocol):
 
 @runtime_checkable
 class DescribedImages(LabelledImages, Protocol):
-    """A finite data set that says where it comes from."""
+    """A finite dataset that says where it comes from."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -116,72 +108,15 @@ class DescribedImages(LabelledImages, Protocol):
         ...
 
 
-class DatasetFolder:
-    """The dataset folders that latentseg writes: images/NAME.*, masks/NAME.png, dataset.json.
-
-    Args:
-        folder: A finished dataset folder.
-        soft: Give the probabilities in soft/NAME.png, in place of masks, if the folder has them.
-
-    Raises:
-        InputError: the folder is not finished, or an image has no mask.
-        CorruptFileError: a file has changed since it was written.
-    """
-
-    def __init__(self, folder: Path | str, *, soft: bool = False) -> None:
-        folder = Path(folder)
-        verify_manifest(folder)
-        description = read_json(folder / "dataset.json")
-        self.classes: tuple[str, ...] = tuple(description["classes"])
-        self.foreground: int | None = description.get("foreground")
-        self.is_soft: bool = soft and has_soft_labels(folder)
-        self.images = list_images(folder / "images")
-        kind = SOFT if self.is_soft else "masks"
-        self.masks = [folder / kind / f"{path.stem}.png" for path in self.images]
-        missing = [path.name for path in self.masks if not path.is_file()]
-        if missing:
-            raise InputError(
-                f"{folder}: {len(missing)} images have no mask, first {kind}/{missing[0]}. "
-                f"See all problems with: latentseg check {folder}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[str, Pixels, Pixels]:
-        path = self.images[index]
-        mask = read_mask(self.masks[index])
-        if self.is_soft:
-            mask = _planes(mask, len(self.classes), self.masks[index])
-        elif self.foreground is not None:
-            mask = (mask == self.foreground).astype(np.uint8)
-        return path.stem, read_image(path), mask
-
-
-def _planes(picture: Pixels, n_classes: int, path: Path) -> Pixels:
-    """The levels (K, H, W) of all classes, which lie below each other in a picture (K * H, W)."""
-    height, width = picture.shape
-    planes = picture.reshape(n_classes, -1, width) if height % n_classes == 0 else None
-    if planes is None or (planes.sum(axis=0, dtype=np.int32) > 255).any():
-        raise CorruptFileError(f"{path}: does not hold the probabilities of {n_classes} classes.")
-    return planes
-
-
-def has_soft_labels(folder: Path | str) -> bool:
-    """Whether a dataset folder keeps class probabilities beside its masks."""
-    path = Path(folder) / "dataset.json"
-    return path.is_file() and read_json(path).get(SOFT) is True
-
-
 class FolderPairs:
-    """A data set as an endless supply of batches, shuffled anew in every epoch.
+    """A dataset as an endless supply of batches, shuffled anew in every epoch.
 
     The pairs of a step depend only on (seed, step). Each file is decoded once and kept in memory
     if all of them fit into 4 GiB.
 
     Args:
-        dataset: A dataset folder, or any data set that can be indexed.
-        size: (height, width) of the batches; pictures are scaled to cover it and cut at the centre.
+        dataset: What `open_dataset` opens, or any dataset that can be indexed.
+        size: (height, width) of the batches; pictures are scaled to cover it and cut at the center.
             None: that of the first image.
         seed: Of the order.
         limit: Use only the first `limit` pairs.
@@ -189,7 +124,7 @@ class FolderPairs:
             masks.
 
     Raises:
-        InputError: the data set is empty.
+        InputError: the dataset is empty.
     """
 
     def __init__(
@@ -202,7 +137,7 @@ class FolderPairs:
         soft: bool = True,
     ) -> None:
         is_folder = isinstance(dataset, str | Path)
-        self.dataset = DatasetFolder(dataset, soft=soft) if is_folder else dataset
+        self.dataset = open_dataset(dataset, soft=soft) if is_folder else dataset
         self.seed = seed
         self.n_pairs = min(len(self.dataset), limit or len(self.dataset))
         if self.n_pairs == 0:

@@ -1,67 +1,34 @@
-"""Where images and masks lie: dataset folders, and data sets as they are published."""
+"""Datasets as they are published: where their photos and masks lie, and which are the test photos.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+CUB's test photos are those of `train_val_test_split.txt` (Chen et al. 2019: the 1 000 photos of the
+papers) where that file is present, else of the official `train_test_split.txt`. Flowers' are
+`trnid` of `setid.mat` (1 020 photos, the test set of Chen et al. 2019). CelebAMask-HQ and
+PASCAL-Part are in `published_parts`.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
-from latentseg.datasets.groupings import Grouping
-from latentseg.datasets.listings import Listing, Pair, below, read_columns
+from latentseg.datasets.listings import (
+    Layout,
+    Listing,
+    Pair,
+    below,
+    pair_by_stem,
+    plain_layout,
+    read_columns,
+)
 from latentseg.datasets.mask_values import class_ids, listed_labels
 from latentseg.datasets.published_parts import celebamask, pascal_part
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.images import SUFFIXES, Pixels, read_image
+from latentseg.images import Pixels, read_image
 
 FLOWERS_BACKGROUND = (0, 0, 254)  # RGB of what is not flower in segmim/
 FLOWERS_TOLERANCE = 40  # segmim/ is JPEG: near edges the colour is only roughly kept
 FOREGROUND = class_ids(("foreground",))
-
-
-def find_layout(folder: Path | str, groupings: Sequence[Grouping] = ()) -> Listing:
-    """Recognises the layout of `folder` by the names of the folders in it.
-
-    ECSSD, DUTS (its test part), DUT-OMRON, CUB-200-2011 and Oxford Flowers are read as published.
-    CUB's test photos are those of `train_val_test_split.txt` (Chen et al. 2019: the 1 000 photos
-    of the papers) where that file is present, else of the official `train_test_split.txt`.
-    Flowers' are `trnid` of `setid.mat` (1 020 photos, the test set of Chen et al. 2019).
-    CelebAMask-HQ and PASCAL-Part are read as `part_layouts` says.
-
-    Args:
-        folder: The data set.
-        groupings: Classes to make of its labels, one after the other.
-
-    Raises:
-        InputError: there is no such folder, or it has none of these layouts.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder.")
-    for layout in (_dataset_folder, _labels, _ecssd, _duts, _omron, _cub, _flowers, _prepared):
-        listing = layout(folder)
-        if listing is not None:
-            return replace(listing, groupings=tuple(groupings))
-    for layout in (celebamask, pascal_part):
-        listing = layout(folder, groupings)
-        if listing is not None:
-            return listing
-    inner = sorted(path.name for path in folder.glob("*/") if (path / "images").is_dir())
-    hint = f" Perhaps one of the folders in it: {', '.join(inner)}?" if inner else ""
-    raise InputError(
-        f"{folder}: not a data set. Expected the folders images and masks (or labels, with "
-        "labels.json), or the published layout of ECSSD, DUTS, DUT-OMRON, CUB-200-2011, Oxford "
-        f"Flowers, CelebAMask-HQ or PASCAL-Part.{hint}"
-    )
-
-
-def _dataset_folder(folder: Path) -> Listing | None:
-    if not (folder / "images").is_dir() or not (folder / "masks").is_dir():
-        return None
-    place = folder.absolute()
-    is_part = place.name in ("train", "val", "test")
-    name = f"{place.parent.name}/{place.name}" if is_part else place.name
-    return Listing(name, *_pair(folder, folder / "images", folder / "masks"))
 
 
 def _labels(folder: Path) -> Listing | None:
@@ -73,8 +40,8 @@ def _labels(folder: Path) -> Listing | None:
     names[place.parent / "labels.json"] = f"{place.parent.name}/{place.name}"
     for path, name in names.items():
         if path.is_file():
-            found = _pair(folder, folder / "images", folder / "labels")
-            return Listing(name, *found, meaning=listed_labels(path))
+            pairs, problems = pair_by_stem(folder, folder / "images", folder / "labels")
+            return Listing(name, folder, pairs, problems, meaning=listed_labels(path))
     return None
 
 
@@ -111,8 +78,14 @@ def _cub(folder: Path) -> Listing | None:
                 Pair(name, root / "images" / f"{name}.jpg", masks / f"{name}.png") for name in names
             ]
             found = _present(folder, pairs)
-            name = f"CUB ({split})"
-            return Listing(name, *found, crops=True, meaning=FOREGROUND, read_mask=_above_half)
+            return Listing(
+                f"CUB ({split})",
+                folder,
+                *found,
+                crops=True,
+                meaning=FOREGROUND,
+                read_mask=_above_half,
+            )
     return None
 
 
@@ -129,7 +102,7 @@ def _flowers(folder: Path) -> Listing | None:
     if not images.is_dir() or not masks.is_dir():
         return None
     if not split.is_file():
-        raise InputError(f"{split}: there is no such file; it is part of the published data set.")
+        raise InputError(f"{split}: there is no such file; it is part of the published dataset.")
     try:
         numbers = sorted(int(number) for number in loadmat(split)["trnid"].ravel())
     except Exception as error:  # scipy raises many types for damaged files
@@ -139,7 +112,7 @@ def _flowers(folder: Path) -> Listing | None:
         for n in numbers
     ]
     found = _present(folder, pairs)
-    return Listing("Flowers", *found, crops=True, meaning=FOREGROUND, read_mask=_not_blue)
+    return Listing("Flowers", folder, *found, crops=True, meaning=FOREGROUND, read_mask=_not_blue)
 
 
 def _prepared(folder: Path) -> Listing | None:
@@ -153,8 +126,10 @@ def _published(
 ) -> Listing | None:
     if not (folder / images).is_dir() or not (folder / masks).is_dir():
         return None
-    found = _pair(folder, folder / images, folder / masks)
-    return Listing(name, *found, crops=crops, meaning=FOREGROUND, read_mask=_above_half)
+    pairs, problems = pair_by_stem(folder, folder / images, folder / masks)
+    return Listing(
+        name, folder, pairs, problems, crops=crops, meaning=FOREGROUND, read_mask=_above_half
+    )
 
 
 def _above_half(pair: Pair) -> Pixels:
@@ -167,41 +142,6 @@ def _not_blue(pair: Pair) -> Pixels:
     return (distance.max(axis=-1) > FLOWERS_TOLERANCE).astype(np.uint8)
 
 
-def _pair(root: Path, images: Path, masks: Path) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
-    photos, doubled_photos = _by_stem(root, images)
-    truths, doubled_truths = _by_stem(root, masks)
-    problems = doubled_photos + doubled_truths
-    if not photos:
-        problems.append(f"{below(root, images)}: no images ({', '.join(SUFFIXES)}) in it.")
-    same_letters = {stem.lower(): path for stem, path in truths.items()}
-    for stem in sorted(photos.keys() - truths.keys()):
-        near = same_letters.get(stem.lower())
-        hint = f"; {below(root, near)} differs in case" if near else ""
-        problems.append(
-            f"{below(root, photos[stem])}: has no mask {below(root, masks)}/{stem}.png{hint}."
-        )
-    problems.extend(
-        f"{below(root, truths[stem])}: has no image of that name in {below(root, images)}."
-        for stem in sorted(truths.keys() - photos.keys())
-    )
-    both = sorted(photos.keys() & truths.keys())
-    return tuple(Pair(stem, photos[stem], truths[stem]) for stem in both), tuple(problems)
-
-
-def _by_stem(root: Path, folder: Path) -> tuple[dict[str, Path], list[str]]:
-    found: dict[str, Path] = {}
-    problems = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            earlier = found.setdefault(stem, path)
-            if earlier != path:
-                problems.append(
-                    f"{below(root, path)}: has the same name as {earlier.name}. Keep one of them."
-                )
-    return found, problems
-
-
 def _present(root: Path, pairs: Iterable[Pair]) -> tuple[tuple[Pair, ...], tuple[str, ...]]:
     complete, problems = [], []
     for pair in pairs:
@@ -210,3 +150,16 @@ def _present(root: Path, pairs: Iterable[Pair]) -> tuple[tuple[Pair, ...], tuple
         if not missing:
             complete.append(pair)
     return tuple(complete), tuple(problems)
+
+
+LABELS = plain_layout("labels by name", "images, labels, and labels.json beside or above", _labels)
+PUBLISHED = (
+    plain_layout("ECSSD", "images and ground_truth_mask", _ecssd),
+    plain_layout("DUTS", "DUTS-TE-Image and DUTS-TE-Mask", _duts),
+    plain_layout("DUT-OMRON", "DUT-OMRON-image and pixelwiseGT-new-PNG", _omron),
+    plain_layout("CUB-200-2011", "images, images.txt, and segmentations inside or beside", _cub),
+    plain_layout("Oxford Flowers", "jpg, segmim and setid.mat", _flowers),
+    plain_layout("CUB or Flowers as prepared", "test_images and test_segmentations", _prepared),
+    Layout("CelebAMask-HQ", "CelebA-HQ-img and CelebAMask-HQ-mask-anno", celebamask),
+    Layout("PASCAL-Part", "Annotations_Part, and JPEGImages of VOC 2010", pascal_part),
+)

@@ -1,4 +1,4 @@
-"""Data sets of parts as they are published: CelebAMask-HQ, and PASCAL-Part in crops."""
+"""Datasets of parts as they are published: CelebAMask-HQ, and PASCAL-Part in crops."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ Mask = NDArray[np.bool_]
 
 
 def celebamask(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
-    """CelebAMask-HQ (Lee et al. 2020); None if `folder` is another data set.
+    """CelebAMask-HQ (Lee et al. 2020); None if `folder` is another dataset.
 
     Photos are brought to the size of their masks (512 px). With list_eval_partition.txt of CelebA
     beside CelebA-HQ-to-CelebA-mapping.txt they are the official test photos, otherwise all.
@@ -65,6 +65,7 @@ def celebamask(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
             problems.append(f"{below(folder, image)}: has no mask {below(folder, mask)}_*.png.")
     return Listing(
         f"CelebAMask-HQ ({part})",
+        folder,
         tuple(sorted(pairs, key=lambda pair: int(pair.name))),
         tuple(problems),
         meaning=class_ids(grouping.classes),
@@ -124,8 +125,8 @@ def pascal_part(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
         return None
     if not groupings:
         raise InputError(
-            f"{folder}: PASCAL-Part has objects of many kinds. Say which parts to measure with "
-            "--group pascal-car, --group pascal-horse, or a JSON file with labels as car/wheel."
+            f"{folder}: PASCAL-Part has objects of many kinds. Say with `group` which parts to "
+            "measure: pascal-car, pascal-horse, or a JSON file with labels as car/wheel."
         )
     grouping, *rest = groupings
     kinds = {label.partition("/")[0] for label in grouping.labels}
@@ -147,6 +148,7 @@ def pascal_part(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
     ids = grouping.ids(list(labels))
     return Listing(
         f"PASCAL-Part ({', '.join(sorted(kinds))})",
+        folder,
         tuple(pairs),
         tuple(problems),
         meaning=class_ids(grouping.classes),

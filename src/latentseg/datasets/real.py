@@ -1,17 +1,20 @@
-"""Real photos with true masks: opened when every file is sound, else refused with all problems."""
+"""One door to labeled photos: opened when every file is sound, else refused with all problems."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentseg.datasets.folder import find_soft, has_soft_labels
 from latentseg.datasets.groupings import Grouping, find_grouping
-from latentseg.datasets.listings import Listing, Pair, below, message_below
+from latentseg.datasets.layouts import find_layout
+from latentseg.datasets.listings import Listing, Pair, below, message_below, read_photo
 from latentseg.datasets.mask_values import (
     Meaning,
     class_ids,
@@ -19,8 +22,9 @@ from latentseg.datasets.mask_values import (
     regrouped,
     stated_meaning,
 )
-from latentseg.datasets.published import find_layout
-from latentseg.errors import InputError, LatentsegError
+from latentseg.datasets.shard_files import check_shards, is_sharded
+from latentseg.errors import CorruptFileError, InputError, LatentsegError
+from latentseg.files import MANIFEST, verify_manifest
 from latentseg.images import IGNORE, Pixels
 
 READING_THREADS = min(8, os.cpu_count() or 1)
@@ -30,17 +34,21 @@ Groups = str | Path | Grouping | Sequence[str | Path | Grouping]
 
 @dataclass(frozen=True)
 class RealDataset:
-    """Photos with true masks.
+    """Photos with masks.
 
     `dataset[i]` is (name, image (H, W, 3) uint8, mask (H, W) uint8: 0 background, 1..K classes,
-    255 ignored).
+    255 ignored). Where class probabilities were asked for, a mask is (K, H, W) uint8: `to_levels`.
 
     Attributes:
         name: Shown beside results.
         classes: Names of the classes, without the background.
         pairs: The files.
-        crops: Whether the published protocols take the centre square of its photos.
+        crops: Whether the published protocols take the center square of its photos.
         read: Image and mask of a pair.
+        folder: Where it lies.
+        facts: License, generator, labeler and what else is known of its origin.
+        notes: What a user should be told of how it was read.
+        copies_photos: Whether each photo is a file of its own, which can be copied as it is.
     """
 
     name: str
@@ -48,6 +56,10 @@ class RealDataset:
     pairs: tuple[Pair, ...]
     crops: bool
     read: Callable[[Pair], tuple[Pixels, Pixels]]
+    folder: Path
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    copies_photos: bool = True
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -63,7 +75,7 @@ class RealDataset:
                 yield from pool.map(self.__getitem__, range(start, min(start + 64, len(self))))
 
     def thinned(self, limit: int | None) -> "RealDataset":
-        """At most `limit` photos, evenly spread over the data set; all of them if `limit` is None.
+        """At most `limit` photos, evenly spread over the dataset; all of them if `limit` is None.
 
         Raises:
             InputError: `limit` is less than 1.
@@ -71,7 +83,7 @@ class RealDataset:
         if limit is None or limit >= len(self):
             return self
         if limit < 1:
-            raise InputError(f"--limit {limit}: expected at least 1.")
+            raise InputError(f"`limit`: expected at least 1, found {limit}.")
         kept = tuple(self.pairs[i * len(self) // limit] for i in range(limit))
         return replace(self, pairs=kept)
 
@@ -82,26 +94,34 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     foreground: int | None = None,
     grouping: Groups = (),
+    soft: bool = False,
+    examine: bool = True,
 ) -> RealDataset:
-    """Opens a folder of photos with masks, after reading every file of it once.
+    """Opens labeled photos in any layout of `layouts.LAYOUTS`, after reading every file once.
 
-    Dataset folders (images/, masks/, and dataset.json in the folder or the one above), folders
-    with labels (images/, labels/, and labels.json likewise) and the published layouts of ECSSD,
-    DUTS, DUT-OMRON, CUB-200-2011, Oxford Flowers, CelebAMask-HQ and PASCAL-Part are recognised.
-    Without dataset.json the masks speak for themselves: only {0, 255} means that 255 is the
-    foreground; {0, 1, 255} that 255 is ignored.
+    A folder that is as its MANIFEST.json says, and whose masks are explained, is not read before
+    it is used. Without dataset.json the masks speak for themselves: only {0, 255} means that 255
+    is the foreground; {0, 1, 255} that 255 is ignored.
 
     Args:
-        path: The folder.
+        path: The folder, or a file where the layout is one.
         classes: Names of the classes 1..K, without the background; goes before dataset.json.
         foreground: The value in the mask files that is the only class; goes before dataset.json.
         grouping: Classes to make of those classes: a name of `groupings.GROUPINGS`, or a JSON
             file {"top": ["shirt", "coat"], "background": ["*"]}; or several, one after the other.
+        soft: Give class probabilities in place of masks, if it is a dataset folder that has them.
+        examine: Read every file before it is used, to list all problems at once. Without, what is
+            wrong with a file is said when it is read.
 
     Raises:
         InputError: the folder or any file in it is not as it should be; every problem is listed.
+        CorruptFileError: files differ from the folder's MANIFEST.json; all are named.
     """
-    dataset, problems = _inspect(Path(path), classes, foreground, grouping)
+    is_vouched = (Path(path) / MANIFEST).is_file()
+    if is_vouched:
+        verify_manifest(path)
+    listing = _find(Path(path), grouping, soft)
+    dataset, problems = _inspect(listing, classes, foreground, examine and not is_vouched)
     if problems or dataset is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         listed = "\n".join(f"  {problem}" for problem in problems)
@@ -119,68 +139,101 @@ def check_dataset(
     foreground: int | None = None,
     grouping: Groups = (),
 ) -> list[str]:
-    """Every problem of a data set at once, each with its file name; empty if there is none.
+    """Every problem of a dataset at once, each with its file name; empty if there is none.
 
-    Found are: missing and unreadable files, images without mask and the reverse, two files of one
-    name, names that differ only in case, differing sizes, masks with colours, values that are no
-    class (the first such pixel is named), and masks without any foreground.
+    Found are: missing and unreadable files, files that differ from MANIFEST.json, images without
+    mask and the reverse, two files of one name, names that differ only in case, differing sizes,
+    masks with colors, values that are no class (the first such pixel is named), and masks without
+    any foreground.
 
     Raises:
-        InputError: `path` is not a data set at all, or the options contradict each other.
+        InputError: `path` is not a dataset at all, or the options contradict each other.
     """
-    return _inspect(Path(path), classes, foreground, grouping)[1]
+    problems = []
+    try:
+        if (Path(path) / MANIFEST).is_file():
+            verify_manifest(path)
+    except CorruptFileError as error:
+        problems.append(str(error))
+    if is_sharded(path):
+        return problems + check_shards(path)
+    listing = _find(Path(path), grouping, soft=False)
+    return problems + _inspect(listing, classes, foreground, examine=True)[1]
+
+
+def _find(path: Path, grouping: Groups, soft: bool) -> Listing:
+    names = [grouping] if isinstance(grouping, str | Path | Grouping) else grouping
+    if soft and not names and has_soft_labels(path):
+        return find_soft(path)
+    return find_layout(path, [find_grouping(name) for name in names])
 
 
 def _inspect(
-    folder: Path, classes: Sequence[str] | None, foreground: int | None, grouping: Groups
+    listing: Listing, classes: Sequence[str] | None, foreground: int | None, examine: bool
 ) -> tuple[RealDataset | None, list[str]]:
-    names = [grouping] if isinstance(grouping, str | Path | Grouping) else grouping
-    listing = find_layout(folder, [find_grouping(name) for name in names])
-    meaning = _known_meaning(folder, listing, classes, foreground)
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        files = list(pool.map(lambda pair: _examine(folder, listing, pair), listing.pairs))
-    problems = [*listing.problems, *(problem for file in files for problem in file.problems)]
+    meaning = _known_meaning(listing, classes, foreground)
+    problems = list(listing.problems)
+    if not listing.pairs:
+        return None, problems or [f"{listing.folder}: no photo with a mask."]
+    files: list[_Examined] = []
+    if examine or meaning is None:
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            files = list(pool.map(lambda pair: _examine(listing, pair), listing.pairs))
+    problems += [problem for file in files for problem in file.problems]
     values = [file.values for file in files if file.values is not None]
-    if not values:
-        return None, problems or [f"{folder}: no photo with a mask."]
+    if problems and not values:
+        return None, problems
     meaning = meaning or guess_meaning(values)
     if meaning is None:
-        every = np.flatnonzero(np.any(values, axis=0))
-        shown = ", ".join(map(str, every[:12])) + (", ..." if len(every) > 12 else "")
-        problems.append(
-            f"masks: hold the values {shown}, and nothing says what they mean. Name the classes "
-            "1, 2, ... with --classes A,B,... or in dataset.json: "
-            '{"classes": ["A", "B"], "ignore": 255}.'
-        )
-        return None, problems
+        return None, [*problems, _unexplained(values)]
     for one in listing.groupings:
         meaning = regrouped(meaning, one)
-    for pair, file in zip(listing.pairs, files, strict=True):
+    for pair, file in zip(listing.pairs, files, strict=False):
         if file.values is not None and (meaning.ids[file.values] < 0).any():
-            problems.append(_wrong_values(folder, listing, pair, meaning))
-    problems.extend(_nothing_to_find(values, meaning))
-    read = partial(_read, listing, meaning)
-    return RealDataset(listing.name, meaning.classes, listing.pairs, listing.crops, read), problems
+            problems.append(_wrong_values(listing, pair, meaning))
+    problems += _nothing_to_find(values, meaning)
+    return (
+        RealDataset(
+            listing.name,
+            meaning.classes,
+            listing.pairs,
+            listing.crops,
+            partial(_read, listing, meaning),
+            listing.folder,
+            listing.facts,
+            listing.notes,
+            listing.read_image is read_photo,
+        ),
+        problems,
+    )
 
 
 def _known_meaning(
-    folder: Path, listing: Listing, classes: Sequence[str] | None, foreground: int | None
+    listing: Listing, classes: Sequence[str] | None, foreground: int | None
 ) -> Meaning | None:
     if listing.meaning is None:
-        return stated_meaning(folder, classes, foreground)
+        return stated_meaning(listing.folder, classes, foreground)
     if classes is None:
         return listing.meaning
     if len(classes) != len(listing.meaning.classes):
         raise InputError(
-            f"{folder}: {listing.name} has {len(listing.meaning.classes)} classes "
-            f"({', '.join(listing.meaning.classes)}), --classes names {len(classes)}. "
-            "Merge or leave out classes with --group FILE."
+            f"`classes`: names {len(classes)}, but {listing.name} has "
+            f"{len(listing.meaning.classes)}: {', '.join(listing.meaning.classes)}. Merge or leave "
+            "out classes with `group`."
         )
     return replace(listing.meaning, classes=class_ids(classes).classes)
 
 
 def _read(listing: Listing, meaning: Meaning, pair: Pair) -> tuple[Pixels, Pixels]:
-    return listing.read_image(pair), meaning.ids[listing.read_mask(pair)].astype(np.uint8)
+    image, values = listing.read_image(pair), listing.read_mask(pair)
+    if image.shape[:2] != values.shape[-2:]:
+        raise InputError(_other_size(listing, pair, image, values))
+    if values.ndim == 3:  # class probabilities
+        return image, values
+    ids = meaning.ids[values]
+    if (ids < 0).any():
+        raise InputError(_wrong_values(listing, pair, meaning))
+    return image, ids.astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -189,27 +242,42 @@ class _Examined:
     values: NDArray[np.bool_] | None  # (256,): which values occur in the mask
 
 
-def _examine(folder: Path, listing: Listing, pair: Pair) -> _Examined:
+def _examine(listing: Listing, pair: Pair) -> _Examined:
     image = mask = None
     problems = []
     try:
         image = listing.read_image(pair)
     except LatentsegError as error:
-        problems.append(message_below(folder, error))
+        problems.append(message_below(listing.folder, error))
     try:
         mask = listing.read_mask(pair)
     except LatentsegError as error:
-        problems.append(message_below(folder, error))
-    if image is not None and mask is not None and image.shape[:2] != mask.shape:
-        problems.append(
-            f"{below(folder, pair.mask)}: {mask.shape[0]} x {mask.shape[1]} pixels, but its image "
-            f"has {image.shape[0]} x {image.shape[1]} (height x width). They must agree."
-        )
-    values = None if mask is None else np.bincount(mask.ravel(), minlength=256) > 0
-    return _Examined(tuple(problems), values)
+        problems.append(message_below(listing.folder, error))
+    if image is not None and mask is not None and image.shape[:2] != mask.shape[-2:]:
+        problems.append(_other_size(listing, pair, image, mask))
+    if mask is None or mask.ndim == 3:
+        return _Examined(tuple(problems), None)
+    return _Examined(tuple(problems), np.bincount(mask.ravel(), minlength=256) > 0)
 
 
-def _wrong_values(folder: Path, listing: Listing, pair: Pair, meaning: Meaning) -> str:
+def _other_size(listing: Listing, pair: Pair, image: Pixels, mask: Pixels) -> str:
+    return (
+        f"{below(listing.folder, pair.mask)}: {mask.shape[-2]} x {mask.shape[-1]} pixels, but its "
+        f"image {below(listing.folder, pair.image)} has {image.shape[0]} x {image.shape[1]} "
+        "(height x width). They must agree."
+    )
+
+
+def _unexplained(values: Sequence[NDArray[np.bool_]]) -> str:
+    every = np.flatnonzero(np.any(values, axis=0))
+    shown = ", ".join(map(str, every[:12])) + (", ..." if len(every) > 12 else "")
+    return (
+        f"masks: hold the values {shown}, and nothing says what they mean. Name the classes "
+        '1, 2, ... with `classes`, or in dataset.json: {"classes": ["A", "B"], "ignore": 255}.'
+    )
+
+
+def _wrong_values(listing: Listing, pair: Pair, meaning: Meaning) -> str:
     mask = listing.read_mask(pair)
     wrong = meaning.ids[mask] < 0
     y, x = np.argwhere(wrong)[0]
@@ -220,18 +288,20 @@ def _wrong_values(folder: Path, listing: Listing, pair: Pair, meaning: Meaning) 
     else:
         cause = f'If {mask[y, x]} means "no label", say "ignore": {mask[y, x]} in dataset.json.'
     return (
-        f"{below(folder, pair.mask)}: pixel ({y}, {x}) has the value {mask[y, x]} "
+        f"{below(listing.folder, pair.mask)}: pixel ({y}, {x}) has the value {mask[y, x]} "
         f"(wrong pixels: {int(wrong.sum())}). Expected: {meaning.allowed}. {cause}"
     )
 
 
 def _nothing_to_find(values: Sequence[NDArray[np.bool_]], meaning: Meaning) -> list[str]:
+    if not values:
+        return []
     ids = meaning.ids[np.any(values, axis=0)]
     if ((ids > 0) & (ids != IGNORE)).any():
         return []
     if (ids == IGNORE).any():
         return [
             "masks: hold only background and 255, which is ignored, so there is no foreground. "
-            'If 255 is the foreground, say --foreground 255, or "foreground": 255 in dataset.json.'
+            'If 255 is the foreground, say `foreground` 255, or "foreground": 255 in dataset.json.'
         ]
     return ["masks: all of them are empty; nothing can be measured on them."]

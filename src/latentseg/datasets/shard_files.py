@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from latentseg.datasets.pairs import SOFT
+from latentseg.datasets.folder import SOFT
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import MANIFEST, read_json, sha256
 from latentseg.images import IGNORE, Pixels
@@ -154,9 +154,13 @@ class ShardFolder:
         return sum(shard.count for shard in self.shards)
 
     def __getitem__(self, index: int) -> tuple[str, Pixels, Pixels]:
-        shard = self.shards[index // self.shards[0].count]
-        sample = self._recent(shard)[index - shard.first]
+        sample = self.sample(index)
         return sample.name, *self.decode(sample)
+
+    def sample(self, index: int) -> Sample:
+        """Sample `index`, still encoded; the last shard that was asked for is kept."""
+        shard = self.shards[index // self.shards[0].count]
+        return self._recent(shard)[index - shard.first]
 
     def __iter__(self) -> Iterator[tuple[str, Pixels, Pixels]]:
         for shard in self.shards:
@@ -197,14 +201,20 @@ class ShardFolder:
         Raises:
             CorruptFileError: a picture cannot be decoded, or is not of the data set's size.
         """
-        height, width = self.size
-        where = f"{self.folder}: {sample.name}"
-        image = _decode(sample.image, "RGB", (height, width), where)
+        return self.decode_image(sample), self.decode_mask(sample)
+
+    def decode_image(self, sample: Sample) -> Pixels:
+        """The image of a sample; raises as `decode`."""
+        return _decode(sample.image, "RGB", self.size, f"{self.folder}: {sample.name}")
+
+    def decode_mask(self, sample: Sample) -> Pixels:
+        """The mask of a sample; raises as `decode`."""
+        (height, width), where = self.size, f"{self.folder}: {sample.name}"
         if not self.is_soft:
-            return image, _decode(sample.mask, "L", (height, width), where)
+            return _decode(sample.mask, "L", (height, width), where)
         n_classes = len(self.classes)
         levels = _decode(sample.mask, "L", (n_classes * height, width), where)
-        return image, levels.reshape(n_classes, height, width)
+        return levels.reshape(n_classes, height, width)
 
 
 def kinds(suffix: str, soft: bool) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is in a data set: how many samples were kept, how large objects are, what looks alike."""
+"""What is in a dataset: how many samples were kept, how large objects are, what looks alike."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,15 +12,17 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from latentseg.datasets.pairs import DatasetFolder, LabelledImages
-from latentseg.datasets.shard_files import DESCRIPTION, ShardFolder, is_sharded
+from latentseg.datasets.descriptions import DESCRIPTION
+from latentseg.datasets.pairs import LabelledImages
+from latentseg.datasets.real import open_dataset
+from latentseg.datasets.shard_files import ShardFolder, is_sharded
 from latentseg.errors import InputError
 from latentseg.files import atomic, read_json
 from latentseg.images import IGNORE, Pixels, contact_sheet, resize
 
 AREA_BINS = 20
 HASH_PX, KEPT = 32, 8  # of the shrunk image, and of its lowest frequencies
-NEAR_BITS = 4  # of 64: how much the hashes of look-alikes may differ
+NEAR_BITS = 4  # of 64: how much the hashes of near-duplicates may differ
 SHOWN_GROUPS, SHOWN_EACH = 6, 4
 COLUMNS = 100_000  # comparisons made at once
 BITS_SET = np.array([value.bit_count() for value in range(256)], np.uint8)
@@ -30,10 +32,10 @@ LUMA = (0.299, 0.587, 0.114)
 def statistics(
     dataset: Path | str | LabelledImages, *, limit: int | None = None, picture: Path | None = None
 ) -> dict[str, Any]:
-    """Measures a data set.
+    """Measures a dataset.
 
     Args:
-        dataset: A dataset folder, a folder of shards, or any data set that can be indexed.
+        dataset: A dataset folder, a folder of shards, or any dataset that can be indexed.
         limit: Look at the first `limit` samples only.
         picture: Draw the result into this PNG, too.
 
@@ -42,7 +44,7 @@ def statistics(
 
         - count: samples looked at.
         - yield: share of the drawn candidates that was kept, and removed: how many each filter
-          refused; both None if the data set does not say.
+          refused; both None if the dataset does not say.
         - areas: of each class, and of "foreground" (all classes): mean and quantiles of its share
           of the pixels that count, in [0, 1]; histogram: samples in 20 equal parts of [0, 1];
           missing: samples without it.
@@ -52,7 +54,7 @@ def statistics(
           in groups; and the names in the largest groups.
 
     Raises:
-        InputError: the data set is empty or not finished.
+        InputError: the dataset is empty or not finished.
         CorruptFileError: a file has changed since it was written.
     """
     data, description = _opened(dataset)
@@ -98,8 +100,8 @@ def perceptual_hash(image: Pixels) -> np.uint64:
     Args:
         image: (H, W, 3) uint8.
     """
-    grey = resize(image, (HASH_PX, HASH_PX)).astype(np.float64) @ np.array(LUMA)
-    low = np.asarray(dctn(grey, norm="ortho"))[:KEPT, :KEPT].ravel()
+    gray = resize(image, (HASH_PX, HASH_PX)).astype(np.float64) @ np.array(LUMA)
+    low = np.asarray(dctn(gray, norm="ortho"))[:KEPT, :KEPT].ravel()
     bits = low > np.median(low[1:])  # the mean says how bright the image is, not what it shows
     return np.packbits(bits).view(">u8")[0].astype(np.uint64)
 
@@ -158,13 +160,13 @@ def draw(result: dict[str, Any], groups: list[list[Pixels]], path: Path) -> None
 
     Args:
         result: Of `statistics`.
-        groups: Images (H, W, 3) of the largest groups of look-alikes.
+        groups: Images (H, W, 3) of the largest groups of near-duplicates.
         path: Where to.
     """
     figure = matplotlib.figure.Figure(figsize=(11, 3.6), layout="constrained")
     kept, areas, alike = figure.subplots(1, 3)
     if result["yield"] is None:
-        kept.text(0.5, 0.5, "the data set does not say", ha="center", va="center")
+        kept.text(0.5, 0.5, "the dataset does not say", ha="center", va="center")
         kept.set_axis_off()
     else:
         shares = {"kept": result["yield"], **_shares(result)}
@@ -181,7 +183,7 @@ def draw(result: dict[str, Any], groups: list[list[Pixels]], path: Path) -> None
     areas.set_ylabel("samples")
     areas.legend(fontsize="small")
     found = result["look_alikes"]
-    alike.set_title(f"look-alikes: {found['share']:.1%} of the images")
+    alike.set_title(f"near-duplicates: {found['share']:.1%} of the images")
     alike.set_axis_off()
     if groups:
         alike.imshow(contact_sheet(groups, cell=(64, 64)))
@@ -190,15 +192,17 @@ def draw(result: dict[str, Any], groups: list[list[Pixels]], path: Path) -> None
 
 
 def _opened(dataset: Path | str | LabelledImages) -> tuple[LabelledImages, dict[str, Any]]:
-    """The data set, and what its dataset.json says."""
+    """The dataset, and what its dataset.json says."""
     if not isinstance(dataset, str | Path):
         return dataset, {}
-    data = ShardFolder(dataset) if is_sharded(dataset) else DatasetFolder(dataset)
-    return data, read_json(Path(dataset) / DESCRIPTION)
+    if is_sharded(dataset):
+        return ShardFolder(dataset), read_json(Path(dataset) / DESCRIPTION)
+    opened = open_dataset(dataset, examine=False)
+    return opened, dict(opened.facts)
 
 
 def _yield(description: dict[str, Any]) -> dict[str, Any]:
-    """How many candidates were kept and refused; data sets from elsewhere do not say."""
+    """How many candidates were kept and refused; datasets from elsewhere do not say."""
     count, candidates = description.get("count"), description.get("candidates")
     if not isinstance(count, int) or not isinstance(candidates, int) or candidates < 1:
         return {"yield": None, "candidates": None, "removed": None}

@@ -25,7 +25,7 @@ from latentseg.files import (
     write_safetensors,
 )
 from latentseg.generators.protocols import Generator, Latents
-from latentseg.images import Pixels, class_colours, overlay, to_pixels, write_image
+from latentseg.images import Pixels, class_colors, overlay, to_pixels, write_image
 from latentseg.images import contact_sheet as compose
 from latentseg.labelers.clustering import GIB, cluster, nearest
 from latentseg.labelers.descriptions import DESCRIPTION, read_description
@@ -356,7 +356,7 @@ def contact_sheet(labeler: FeatureClustersLabeler, *, n: int = SHOWN) -> Pixels:
     latents = labeler.own_latents(n)
     labelled = labeler.label(latents)
     segments = labeler.segments(latents)[0].numpy()
-    images, colours = to_pixels(labelled.images), class_colours()
+    images, colours = to_pixels(labelled.images), class_colors()
     rows = [
         [image, colours[segment + 1], overlay(image, mask)]
         for image, segment, mask in zip(images, segments, labelled.masks.numpy(), strict=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from latentseg.errors import InputError
 from latentseg.files import check_keys, read_json, write_json, write_text
-from latentseg.images import Pixels, class_colours, contact_sheet, encode, write_image
+from latentseg.images import Pixels, class_colors, contact_sheet, encode, write_image
 
 NAMES = "classes.json"
 PAGE = "classes.html"
@@ -115,7 +115,7 @@ def write_class_page(
     scale = max(1, round(LEAST_CELL_PX / max(images.shape[1:3])))
     cell = (images.shape[1] * scale, images.shape[2] * scale)
     strips = [highlighted(images, segments == number) for number in range(1, len(names.given) + 1)]
-    colours = class_colours()
+    colours = class_colors()
     rows = [
         {
             "id": number,

@@ -32,7 +32,7 @@ from latentseg.files import (
 )
 from latentseg.generators.abilities import abilities
 from latentseg.generators.protocols import Generator, HasVariants, Latents
-from latentseg.images import Pixels, class_colours, to_pixels, write_image
+from latentseg.images import Pixels, class_colors, to_pixels, write_image
 from latentseg.labelers import labelers_for
 from latentseg.labelers.clustering import GIB, Method, cluster, nearest
 from latentseg.labelers.descriptions import DESCRIPTION, read_description
@@ -774,7 +774,7 @@ def contact_sheet(labeler: StyleMixingLabeler, *, n: int = SHOWN) -> Pixels:
     variants = labeler.steps(latents)
     segments = torch.cat([labeler.segments(each).segments for each in labeler.drawn(latents)])
     steps = {name: list(to_pixels(x)) for name, x in variants.items()}
-    steps["segments"] = list(class_colours()[segments.numpy() + 1])
+    steps["segments"] = list(class_colors()[segments.numpy() + 1])
     return samples_sheet(labeler.label(latents), steps)
 
 

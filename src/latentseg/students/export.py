@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from latentseg.errors import InputError
 from latentseg.files import MANIFEST, remove_leftovers, write_bytes, write_manifest
 from latentseg.generators import load_generator
-from latentseg.images import Pixels, class_colours, cover, list_images, read_image, to_pixels
+from latentseg.images import Pixels, class_colors, cover, list_images, read_image, to_pixels
 from latentseg.progress import Progress, say
 from latentseg.students import onnx_model
 from latentseg.students.graph import record
@@ -292,7 +292,7 @@ def _metadata(segmenter: Segmenter) -> dict[str, str]:
         "threshold": str(segmenter.threshold),
         "licence": segmenter.card.get("licence", "Not stated."),
         "card": render_card(segmenter.config, usage=_usage("onnx")),
-        "palette": class_colours().tobytes().hex(),
+        "palette": class_colors().tobytes().hex(),
         "latentseg": __version__,
         "weights": segmenter.digest,
     }

@@ -26,7 +26,7 @@ import filelock
 import numpy as np
 import torch
 
-from latentseg.datasets.pairs import SOFT
+from latentseg.datasets.folder import SOFT
 from latentseg.datasets.shard_files import DESCRIPTION, Shard, cut, kinds, pack
 from latentseg.errors import InputError, LatentsegError, NotFinishedError
 from latentseg.files import (

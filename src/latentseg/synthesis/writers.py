@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from latentseg.datasets.pairs import SOFT
+from latentseg.datasets.folder import SOFT
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import (
     MANIFEST,

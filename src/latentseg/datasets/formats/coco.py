@@ -1,7 +1,7 @@
-"""COCO: masks in run-length encoding in one JSON file, exact, with holes and single pixels."""
+"""COCO: one JSON file with a mask for each object. Also as Label Studio and Roboflow export it."""
 
-import math
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,21 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from latentseg.datasets.coco_files import encode_region, mask_api, write_document
-from latentseg.datasets.formats.layout import (
-    Facts,
-    Format,
-    Record,
-    Sample,
-    StoredDataset,
-    Target,
-    check_classes,
-    classes_in,
-    facts_in,
-    is_inside,
-    problems_in,
-    read_description,
-)
+from latentseg.datasets.coco_files import encode_region, write_document
+from latentseg.datasets.descriptions import Facts, read_description
+from latentseg.datasets.formats.photo_places import PhotoPlaces
+from latentseg.datasets.formats.regions import decode, is_degenerate
+from latentseg.datasets.formats.writing import Format, Record, Sample, Target, classes_in
+from latentseg.datasets.listings import Listing, Pair, plain_layout
+from latentseg.datasets.mask_values import class_ids, number_classes
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json
 from latentseg.images import IGNORE, Pixels
@@ -33,24 +25,17 @@ from latentseg.version import __version__
 
 ANNOTATIONS = "annotations.json"
 IMAGES = "images"
-PUBLISHED = (  # of COCO itself, of Roboflow
+PUBLISHED = (  # of COCO itself, of Roboflow, of Label Studio
     "annotations/instances_*.json",
     "*/_annotations.coco.json",
     "_annotations.coco.json",
+    "result.json",
 )
-LONGEST_RUN_BITS = 40  # a hostile text could ask for numbers of any length
-EIGHT_NEIGHBOURS = np.ones((3, 3))
+LISTS = ("images", "annotations", "categories")
+MAX_BYTES = 2 * 2**30
+EIGHT_NEIGHBORS = np.ones((3, 3))
 
 Annotation = dict[str, Any]
-
-
-def _is_in(path: Path) -> bool:
-    return path.suffix == ".json" if path.is_file() else bool(_files(path))
-
-
-def _files(folder: Path) -> list[Path]:
-    own = folder / ANNOTATIONS
-    return [own] if own.is_file() else sorted(p for each in PUBLISHED for p in folder.glob(each))
 
 
 # Writing
@@ -75,7 +60,7 @@ def _write(target: Target, sample: Sample) -> Record:
 
 
 def _components(region: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    found: Any = label(region, EIGHT_NEIGHBOURS)  # its type does not say that these are two
+    found: Any = label(region, EIGHT_NEIGHBORS)  # its type does not say that these are two
     numbers, count = found
     return [numbers == k for k in range(1, count + 1)]
 
@@ -111,204 +96,202 @@ def _finish(target: Target, records: Collection[Record]) -> Facts:
 
 
 @dataclass(frozen=True)
+class _Object:
+    what: str  # for messages
+    class_id: int
+    is_crowd: bool
+    segmentation: Any
+
+
+@dataclass(frozen=True)
 class _Image:
     size: tuple[int, int]
-    annotations: tuple[tuple[str, int, bool, Any], ...]  # what, class id, is crowd, segmentation
+    objects: tuple[_Object, ...]
 
 
-def _read(path: Path) -> StoredDataset:
-    """A COCO file, or the folder of one.
+def _find(path: Path) -> Listing | None:
+    """A COCO file, or the folder of one; None if it is neither.
 
     Category ids become 1..K in their order; categories of one name are one class. Where annotations
     overlap the later one holds. What only crowd annotations cover is ignored.
     """
+    if path.is_file() and path.suffix != ".json":
+        return None
     files = [path] if path.is_file() else _files(path)
+    if not files:
+        return None
     if len(files) > 1:
         names = ", ".join(file.relative_to(path).as_posix() for file in files)
         raise InputError(f"{path}: several COCO files: {names}. Name one of them.")
     file = files[0]
-    content = read_json(file)
-    lists = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in lists):
-        raise CorruptFileError(f"{file}: not a COCO file; expected the lists {', '.join(lists)}.")
-    problems: list[str] = []
-    classes, ids = _categories(content["categories"], file)
-    entries = _entries(content["images"], problems)
-    segments: dict[Any, list[tuple[str, int, bool, Any]]] = {key: [] for key in entries}
-    for number, annotation in enumerate(content["annotations"]):
-        problem = _add(annotation, f"annotation {_id_of(annotation, number)}", segments, ids)
-        if problem:
-            problems.append(problem)
-    root = _root(file, [name for name, _ in entries.values()])
-    images = tuple(root / name for name, _ in entries.values())
-    problems += [f"{image}: is listed, but missing." for image in images if not image.is_file()]
-    if problems:
-        raise problems_in(file, problems)
-    found = [_Image(size, tuple(segments[key])) for key, (_, size) in entries.items()]
-    return StoredDataset(
-        folder=file.parent,
-        classes=classes,
-        facts=facts_in(read_description(file.parent)) or _facts(content),
-        names=tuple(str(Path(name).with_suffix("")) for name, _ in entries.values()),
-        images=images,
-        read_mask=partial(_read_mask, file, found),
-    )
+    content = read_json(file, limit=MAX_BYTES)
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in LISTS):
+        raise CorruptFileError(f"{file}: not a COCO file; expected the lists {', '.join(LISTS)}.")
+    return _Reader(file, content).listing()
 
 
-def _id_of(entry: Any, number: int) -> Any:
-    return entry.get("id", number) if isinstance(entry, dict) else number
+def _files(folder: Path) -> list[Path]:
+    own = folder / ANNOTATIONS
+    return [own] if own.is_file() else sorted(p for each in PUBLISHED for p in folder.glob(each))
 
 
-def _categories(listed: list[Any], file: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Names of the classes, and for each category id its class id."""
+class _Reader:
+    """Puts the lists of a COCO file together, and collects what does not fit."""
+
+    def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
+        self.file, self.content = file, content
+        self.problems: list[str] = []
+        self.skipped: Counter[str] = Counter()
+        names = _categories(content["categories"], file)
+        self.classes, ids = number_classes([*names.values()], file)
+        self.id_of = dict(zip(names, ids, strict=True))
+
+    def listing(self) -> Listing:
+        """The photos with their annotations."""
+        entries = self._images()
+        objects: dict[Any, list[_Object]] = {key: [] for key in entries}
+        for number, annotation in enumerate(self.content["annotations"]):
+            self._add(annotation, f"annotation {_id_of(annotation, number)}", entries, objects)
+        places = PhotoPlaces(*_roots(self.file))
+        images: dict[Path, _Image] = {}
+        pairs = []
+        for key, (name, size) in entries.items():
+            place = places.find(name)
+            if isinstance(place, str):
+                self.problems.append(place)
+            elif place.path in images:
+                self.problems.append(f"image {key} ({name}): another image has the same file.")
+            else:
+                images[place.path] = _Image(size, tuple(objects[key]))
+                pairs.append(Pair(place.name, place.path, self.file))
+        return Listing(
+            places.folder.absolute().name,
+            places.folder,
+            tuple(pairs),
+            tuple(f"{self.file.name}: {problem}" for problem in self.problems),
+            meaning=class_ids(self.classes),
+            facts=read_description(places.folder).facts or _facts(self.content),
+            notes=tuple(f"{self.file.name}: {n} {what}." for what, n in self.skipped.items()),
+            read_mask=partial(_read_mask, images),
+        )
+
+    def _images(self) -> dict[Any, tuple[str, tuple[int, int]]]:
+        """File name and (height, width) of each image, by its id."""
+        entries: dict[Any, tuple[str, tuple[int, int]]] = {}
+        for number, image in enumerate(self.content["images"]):
+            what = f"image {_id_of(image, number)}"
+            try:
+                key, name, size = image["id"], image["file_name"], (image["height"], image["width"])
+                is_known = key in entries
+            except (KeyError, TypeError):
+                self.problems.append(f"{what}: expected id, file_name, height and width.")
+                continue
+            if is_known:
+                self.problems.append(f"{what}: another image has the same id.")
+            elif not isinstance(name, str) or not name or not name.isprintable():
+                self.problems.append(f"{what}: file_name {name!r:.80} is no name of a file.")
+            elif not all(type(side) is int and side > 0 for side in size):
+                self.problems.append(f"{what} ({name}): height {size[0]!r}, width {size[1]!r}.")
+            else:
+                entries[key] = name, size
+        return entries
+
+    def _add(
+        self,
+        annotation: Any,
+        what: str,
+        entries: Mapping[Any, tuple[str, tuple[int, int]]],
+        objects: Mapping[Any, list[_Object]],
+    ) -> None:
+        """Puts an annotation to its image, or into the list of problems."""
+        try:
+            image, category = annotation["image_id"], annotation["category_id"]
+            segmentation = annotation.get("segmentation")
+            is_crowd = bool(annotation.get("iscrowd", 0))
+            found, class_id = entries.get(image), self.id_of.get(category)
+        except (KeyError, TypeError, AttributeError):
+            self.problems.append(f"{what}: expected image_id, category_id and segmentation.")
+            return
+        if found is None:
+            self.problems.append(f"{what}: there is no image {image!r:.80}.")
+        elif class_id is None:
+            self.problems.append(f"{what}: there is no category {category!r:.80}.")
+        elif segmentation is None or segmentation == []:
+            has_box = isinstance(annotation.get("bbox"), list) and any(annotation["bbox"])
+            has = "a box but no mask" if has_box else "no mask"
+            self.problems.append(f"{what} of {found[0]}: has {has}. Draw one, or remove it.")
+        else:
+            kept = self._without_degenerate(segmentation)
+            if kept != []:
+                objects[image].append(_Object(what, class_id, is_crowd, kept))
+
+    def _without_degenerate(self, segmentation: Any) -> Any:
+        """`segmentation` without polygons of no area, which are counted."""
+        if not isinstance(segmentation, list):
+            return segmentation
+        kept = [polygon for polygon in segmentation if not is_degenerate(polygon)]
+        if n_skipped := len(segmentation) - len(kept):
+            self.skipped["polygons of fewer than three corners or no area were left out"] += (
+                n_skipped
+            )
+        return kept
+
+
+def _id_of(entry: Any, number: int) -> str:
+    return str(entry.get("id", number) if isinstance(entry, dict) else number)[:80]
+
+
+def _categories(listed: Sequence[Any], file: Path) -> dict[int, str]:
+    """The name of each category, in the order of their ids."""
     try:
-        names = {int(each["id"]): str(each["name"]) for each in listed}
-    except (KeyError, TypeError, ValueError) as error:
+        names = {each["id"]: each["name"] for each in listed}
+        if not all(type(key) is int and isinstance(name, str) for key, name in names.items()):
+            raise TypeError
+    except (KeyError, TypeError) as error:
         raise CorruptFileError(f"{file}: a category without id or name.") from error
     if len(names) < len(listed):
         raise CorruptFileError(f"{file}: two categories have the same id.")
-    classes = check_classes([*dict.fromkeys(names[key] for key in sorted(names))], file)
-    return classes, {key: classes.index(name) + 1 for key, name in names.items()}
+    return {key: names[key] for key in sorted(names)}
 
 
-def _entries(listed: list[Any], problems: list[str]) -> dict[Any, tuple[str, tuple[int, int]]]:
-    """File name and (height, width) of each image, by its id."""
-    entries: dict[Any, tuple[str, tuple[int, int]]] = {}
-    for number, image in enumerate(listed):
-        what = f"image {_id_of(image, number)}"
-        try:
-            key, name, size = image["id"], image["file_name"], (image["height"], image["width"])
-            is_known = key in entries
-        except (KeyError, TypeError):
-            problems.append(f"{what}: expected id, file_name, height and width.")
-            continue
-        if is_known:
-            problems.append(f"{what}: another image has the same id.")
-        elif not isinstance(name, str) or not is_inside(name):
-            problems.append(f"{what}: file_name {name!r} leaves the folder.")
-        elif not all(type(side) is int and side > 0 for side in size):
-            problems.append(f"{what} ({name}): height {size[0]!r}, width {size[1]!r}.")
-        else:
-            entries[key] = name, size
-    return entries
+def _roots(file: Path) -> tuple[Path, tuple[Path, ...]]:
+    """The folder of the export, and those from which the images' names may go out."""
+    folder, part = file.parent, file.stem.removeprefix("instances_")
+    beside = (folder / IMAGES, folder)
+    if folder.name != "annotations":
+        return folder, beside
+    up = folder.parent
+    return up, (*beside, up / part, up / IMAGES / part, up / IMAGES, up)
 
 
-def _add(annotation: Any, what: str, segments: dict[Any, Any], ids: dict[int, int]) -> str:
-    """Puts an annotation to its image; returns what is wrong with it, or ""."""
-    try:
-        image, category = annotation["image_id"], annotation["category_id"]
-        segmentation, is_crowd = annotation["segmentation"], bool(annotation.get("iscrowd", 0))
-        found, class_id = segments.get(image), ids.get(category)
-    except (KeyError, TypeError, AttributeError):
-        return f"{what}: expected image_id, category_id and segmentation."
-    if found is None:
-        return f"{what}: there is no image {image!r}."
-    if class_id is None:
-        return f"{what}: there is no category {category!r}."
-    found.append((what, class_id, is_crowd, segmentation))
-    return ""
-
-
-def _root(file: Path, names: list[str]) -> Path:
-    """The folder from which the images' names go out, told by the first that is there."""
-    part = file.stem.removeprefix("instances_")
-    up = file.parent.parent
-    places = (file.parent / IMAGES, file.parent, up / part, up / IMAGES / part, up / IMAGES, up)
-    tried = (place for name in names[:1] for place in places if (place / name).is_file())
-    return next(tried, places[0])
-
-
-def _facts(content: dict[str, Any]) -> dict[str, Any]:
+def _facts(content: Mapping[str, Any]) -> dict[str, Any]:
     listed = content.get("licenses")
-    licences = [each for each in listed if isinstance(each, dict)] if listed else []
-    names = [str(each["name"]) for each in licences if each.get("name")]
+    licenses = [each for each in listed if isinstance(each, dict)] if listed else []
+    names = [str(each["name"]) for each in licenses if each.get("name")]
     return {"licence": ", ".join(names)} if names else {}
 
 
-def _read_mask(file: Path, images: list[_Image], index: int, size: tuple[int, int]) -> Pixels:
-    image = images[index]
-    if image.size != size:
-        raise InputError(
-            f"{file}: says {image.size[0]} x {image.size[1]} pixels (height x width), but the "
-            f"image has {size[0]} x {size[1]}. They must agree."
-        )
-    mask, ignored = np.zeros(size, np.uint8), np.zeros(size, bool)
-    is_labelled = np.zeros(size, bool)
-    for what, class_id, is_crowd, segmentation in image.annotations:
+def _read_mask(images: Mapping[Path, _Image], pair: Pair) -> Pixels:
+    image = images[pair.image]
+    mask, ignored = np.zeros(image.size, np.uint8), np.zeros(image.size, bool)
+    is_labeled = np.zeros(image.size, bool)
+    for each in image.objects:
         try:
-            region = decode(segmentation, size)
+            region = decode(each.segmentation, image.size)
         except CorruptFileError as error:
-            raise CorruptFileError(f"{file}: {what}: {error}") from error
-        if is_crowd:
+            raise CorruptFileError(f"{pair.mask}: {each.what}: {error}") from error
+        if each.is_crowd:
             ignored |= region
         else:
-            mask[region], is_labelled = class_id, is_labelled | region
-    mask[ignored & ~is_labelled] = IGNORE
+            mask[region], is_labeled = each.class_id, is_labeled | region
+    mask[ignored & ~is_labeled] = IGNORE
     return mask
 
 
-def decode(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A `segmentation` of COCO as a region (H, W): run lengths, compressed or not, or polygons.
-
-    Raises:
-        CorruptFileError: it is neither, or not of this size.
-    """
-    if isinstance(segmentation, list):
-        return fill(segmentation, size)
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise CorruptFileError("segmentation: expected run lengths with size, or polygons.")
-    counts = segmentation["counts"]
-    if segmentation["size"] != [*size]:
-        raise CorruptFileError(f"segmentation: size {segmentation['size']}, not {[*size]}.")
-    # Counted first: pycocotools takes runs that end early for a whole mask.
-    runs = _runs(counts) if isinstance(counts, str) else counts
-    is_sound = isinstance(runs, list) and all(type(n) is int and n >= 0 for n in runs)
-    if not is_sound or sum(runs) != size[0] * size[1]:
-        raise CorruptFileError(f"segmentation: the runs do not make {size[0]} x {size[1]} pixels.")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(size, order="F")
-
-
-def _runs(counts: str) -> list[int]:
-    """The lengths of the runs in COCO's text: 5 bits a letter, from the third on differences.
-
-    Source: cocoapi, common/maskApi.c, rleFrString.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for letter in counts:
-        bits = ord(letter) - 48
-        if not 0 <= bits < 64 or shift > LONGEST_RUN_BITS:
-            return [-1]
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return [-1] if shift else runs
-
-
-def fill(polygons: list[Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Polygons [x1, y1, x2, y2, ...] in pixels as a region (H, W), as pycocotools fills them.
-
-    Raises:
-        CorruptFileError: less than three corners, or a corner that is no number or more than the
-            size of the image away from it.
-    """
-    height, width = size
-    for polygon in polygons:
-        is_flat = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-        if not is_flat or not all(type(v) in (int, float) and math.isfinite(v) for v in polygon):
-            raise CorruptFileError(f"polygon {str(polygon)[:60]}: expected x1, y1, x2, y2, x3, ...")
-        for values, side in ((polygon[::2], width), (polygon[1::2], height)):
-            if min(values) < -side or max(values) > 2 * side:
-                raise CorruptFileError(f"polygon {str(polygon)[:60]}: lies outside the image.")
-    if not polygons:
-        return np.zeros(size, bool)
-    api = mask_api()
-    return api.decode(api.merge(api.frPyObjects(polygons, height, width))).astype(bool)
-
-
-FORMAT = Format("coco", IMAGES, _is_in, _read, _write, _finish)
+LAYOUT = plain_layout(
+    "COCO",
+    "a COCO file, or annotations.json, result.json (Label Studio), _annotations.coco.json "
+    "(Roboflow) or annotations/instances_*.json",
+    _find,
+)
+FORMAT = Format("coco", IMAGES, _write, _finish)

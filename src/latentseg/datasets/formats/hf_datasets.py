@@ -1,50 +1,31 @@
 """Hugging Face: a folder that `datasets.load_dataset` opens, of plain pictures and a card."""
 
 import json
+import os
 import re
 from collections.abc import Collection
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from latentseg.datasets.formats.layout import (
-    DESCRIPTION,
-    Facts,
-    Format,
-    Record,
-    Sample,
-    StoredDataset,
-    Target,
-    check_classes,
-    classes_in,
-    facts_in,
-    is_inside,
-    problems_in,
-    read_description,
-)
-from latentseg.datasets.formats.png_folders import meaning, read_values
+from latentseg.datasets.descriptions import Facts, read_description
+from latentseg.datasets.formats.writing import Format, Record, Sample, Target, classes_in
+from latentseg.datasets.listings import Listing, Pair, below, is_inside, plain_layout
+from latentseg.datasets.mask_values import class_ids
 from latentseg.errors import CorruptFileError
-from latentseg.files import atomic, write_text
+from latentseg.files import atomic, read_text, write_text
 from latentseg.images import write_mask
+from latentseg.plain_data import parse_json
 
 SPLIT = "train"
 METADATA = "metadata.jsonl"
 MASK_COLUMNS = ("label_file_name", "mask_file_name", "annotation_file_name")
 CARD = "README.md"
-LICENCES = {  # as the Hub calls them; every other one is "other" with a name
+LICENSES = {  # as the Hub calls them; every other one is "other" with a name
     "apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
     "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "openrail", "creativeml-openrail-m",
 }  # fmt: skip
-
-
-def _is_in(path: Path) -> bool:
-    return bool(_metadata(path))
-
-
-def _metadata(folder: Path) -> list[Path]:
-    return sorted([*folder.glob(METADATA), *folder.glob(f"*/{METADATA}")])
 
 
 def _write(target: Target, sample: Sample) -> Record:
@@ -67,7 +48,7 @@ def _finish(target: Target, records: Collection[Record]) -> Facts:
 
 def _card(target: Target, count: int) -> str:
     header = {
-        **_licence(target.facts.get("licence")),
+        **_license(target.facts.get("licence")),
         "task_categories": ["image-segmentation"],
         "size_categories": [_magnitude(count)],
         "configs": [
@@ -114,11 +95,11 @@ def _ids(classes: tuple[str, ...]) -> dict[str, str]:
     return {str(index): name for index, name in enumerate(classes)}
 
 
-def _licence(licence: Any) -> dict[str, str]:
+def _license(licence: Any) -> dict[str, str]:
     if not licence:
         return {}
     slug = re.sub(r"[^a-z0-9.]+", "-", str(licence).lower()).strip("-")
-    return {"license": slug} if slug in LICENCES else {"license": "other", "license_name": slug}
+    return {"license": slug} if slug in LICENSES else {"license": "other", "license_name": slug}
 
 
 def _magnitude(count: int) -> str:
@@ -136,53 +117,59 @@ def _shown(value: Any) -> str:
 # Reading
 
 
-def _read(folder: Path) -> StoredDataset:
+def _find(folder: Path) -> Listing | None:
     """Folders of pictures with metadata.jsonl: ours, or others' with a column of mask files."""
+    listings = sorted([*folder.glob(METADATA), *folder.glob(f"*/{METADATA}")])
+    if not listings:
+        return None
     problems: list[str] = []
-    names, images, masks = [], [], []
-    listings = _metadata(folder)
+    pairs: list[Pair] = []
     for listing in listings:
-        for row, photo, mask in _rows(listing):
+        split = f"{listing.parent.name}/" if len(listings) > 1 else ""
+        for number, photo, mask in _rows(listing):
             if photo is None or mask is None:
                 problems.append(
-                    f"{listing}: line {row}: expected file_name and one of "
+                    f"{below(folder, listing)}: line {number}: expected file_name and one of "
                     f"{', '.join(MASK_COLUMNS)}, inside of this folder."
                 )
                 continue
-            photo, mask = listing.parent / photo, listing.parent / mask
-            problems += [f"{p}: is listed, but missing." for p in (photo, mask) if not p.is_file()]
-            name = photo.relative_to(listing.parent).with_suffix("").as_posix()
-            split = f"{listing.parent.name}/" if len(listings) > 1 else ""
-            names.append(split + name.removeprefix("images/"))
-            images.append(photo)
-            masks.append(mask)
-    if problems:
-        raise problems_in(folder, problems)
+            files = listing.parent / photo, listing.parent / mask
+            problems += [
+                f"{below(folder, file)}: is listed, but missing."
+                for file in files
+                if not os.path.isfile(file)
+            ]
+            name = PurePosixPath(photo).with_suffix("").as_posix().removeprefix("images/")
+            pairs.append(Pair(split + name, *files))
     description = read_description(folder)
-    classes = check_classes(description.get("classes"), folder / DESCRIPTION)
-    return StoredDataset(
-        folder=folder,
-        classes=classes,
-        facts=facts_in(description),
-        names=tuple(names),
-        images=tuple(images),
-        read_mask=partial(read_values, meaning(len(classes)), masks),
+    classes = description.classes
+    return Listing(
+        folder.absolute().name,
+        folder,
+        tuple(pairs),
+        tuple(problems),
+        meaning=None if classes is None else class_ids(classes),
+        facts=description.facts,
     )
 
 
 def _rows(path: Path) -> list[tuple[int, str | None, str | None]]:
     """For each line its number, the file of the photo and that of the mask."""
     rows = []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                row = json.loads(line)
-                named = [row.get("file_name"), next(filter(None, map(row.get, MASK_COLUMNS)), None)]
-                photo, mask = (n if isinstance(n, str) and is_inside(n) else None for n in named)
-                rows.append((number, photo, mask))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{path}: not one JSON object in each line ({error}).") from error
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            raise CorruptFileError(f"{path}: line {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise CorruptFileError(f"{path}: not one JSON object in each line: line {number}.")
+        named = [row.get("file_name"), next(filter(None, map(row.get, MASK_COLUMNS)), None)]
+        photo, mask = (n if isinstance(n, str) and is_inside(n) else None for n in named)
+        rows.append((number, photo, mask))
     return rows
 
 
-FORMAT = Format("hf", f"{SPLIT}/images", _is_in, _read, _write, _finish)
+LAYOUT = plain_layout(
+    "Hugging Face folder", f"{METADATA} with file_name and {MASK_COLUMNS[0]}, or in folders", _find
+)
+FORMAT = Format("hf", f"{SPLIT}/images", _write, _finish)

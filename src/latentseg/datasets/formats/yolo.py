@@ -2,53 +2,38 @@
 
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import contourpy
 import numpy as np
-import yaml
-from numpy.typing import NDArray
 
-from latentseg.datasets.formats.coco import fill
-from latentseg.datasets.formats.layout import (
-    Facts,
-    Format,
-    Record,
-    Sample,
-    StoredDataset,
-    Target,
-    check_classes,
-    classes_in,
-    facts_in,
+from latentseg.datasets.descriptions import Facts, read_description
+from latentseg.datasets.formats.polygons import Ring, polygons
+from latentseg.datasets.formats.regions import fill, is_degenerate
+from latentseg.datasets.formats.writing import Format, Record, Sample, Target, classes_in
+from latentseg.datasets.listings import (
+    Listing,
+    Pair,
+    below,
     is_inside,
+    plain_layout,
     problems_in,
-    read_description,
 )
+from latentseg.datasets.mask_values import class_ids, number_classes
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import write_text
-from latentseg.images import IGNORE, SUFFIXES, Pixels
+from latentseg.files import read_text, read_yaml, write_text
+from latentseg.images import IGNORE, SUFFIXES, Pixels, size_of
 
 DATA = "data.yaml"
 IMAGES, LABELS = "images", "labels"
 PARTS = ("train", "val", "test")
+LIST_SUFFIX = ".txt"
 LEAST_IOU = 0.99
-# Where the outline lies between the centres of the last pixel inside (1) and the first outside (0):
-# just within the last pixel. So programs that round its points down to whole pixels and draw the
-# outline, too (OpenCV's fillPoly), get the same mask as those that ask which centres lie inside.
-LEVEL = 0.55
 DIGITS = 6
 TOLERANCE = 0.01  # how far outside of [0, 1] a corner may lie
-MAX_YAML_BYTES = 1_000_000
-
-Ring = NDArray[np.float64]
-
-
-def _is_in(path: Path) -> bool:
-    return (path / DATA).is_file()
 
 
 # Writing
@@ -66,60 +51,6 @@ def _write(target: Target, sample: Sample) -> Record:
         kept[k] = float((region & again).sum() / (region | again).sum())
     write_text(target.folder / LABELS / f"{sample.name}.txt", "".join(lines))
     return {"name": sample.name, "iou": kept, "ignored": int((sample.mask == IGNORE).sum())}
-
-
-def polygons(region: NDArray[np.bool_]) -> list[Ring]:
-    """Each connected part of a region (H, W) as one closed polygon, (corners, 2) of x, y in pixels.
-
-    All sides are upright or level and lie within pixels of the region, and so do points in between,
-    which some readers add. A hole is joined to the ring around it by a cut of no width. The point
-    (0, 0) is the corner of the image.
-    """
-    # Marching squares: a point for each side of a pixel on the outline, holes with their ring.
-    outline = contourpy.contour_generator(
-        z=np.pad(region.astype(np.float32), 1), fill_type=contourpy.FillType.OuterOffset
-    )
-    found: Any = outline.filled(LEVEL, 2.0)
-    points, offsets = found
-    return [
-        _without_straight(_squared(_joined([ring[a : b - 1] - 0.5 for a, b in pairwise(at)])))
-        for ring, at in zip(points, offsets, strict=True)
-    ]
-
-
-def _joined(rings: list[Ring]) -> Ring:
-    """The outer ring and its holes as one ring: from the left end of a hole straight to the left.
-
-    What the cut meets first is the outer ring, or a hole further to the left, which is joined
-    already.
-    """
-    joined = rings[0]
-    for hole in sorted(rings[1:], key=lambda ring: ring[:, 0].min()):
-        hole = np.roll(hole, -int(hole[:, 0].argmin()), axis=0)
-        x, y = hole[0]
-        is_left = (np.abs(joined[:, 1] - y) < 0.01) & (joined[:, 0] < x)
-        at = int(np.where(is_left, joined[:, 0], -np.inf).argmax())
-        joined = np.concatenate([joined[: at + 1], hole, hole[:1], joined[at:]])
-    return joined
-
-
-def _squared(ring: Ring) -> Ring:
-    """Puts a corner where the outline turns: marching squares cuts corners off."""
-    after = np.roll(ring, -1, axis=0)
-    is_upright = np.abs(ring[:, 1] % 1 - 0.5) < 0.01  # the middle of a pixel's left or right side
-    corner = np.where(is_upright[:, None], [1, 0], [0, 1]) * ring
-    corner += np.where(is_upright[:, None], [0, 1], [1, 0]) * after
-    return np.stack([ring, corner], axis=1).reshape(-1, 2)
-
-
-def _without_straight(ring: Ring) -> Ring:
-    """Leaves out points between their neighbours on a straight line, and repeated ones."""
-    ring = ring[np.abs(ring - np.roll(ring, 1, axis=0)).max(axis=1) > 1e-3]
-    steps = np.diff(np.concatenate([ring[-1:], ring, ring[:1]]), axis=0)
-    before, after = steps[:-1], steps[1:]
-    turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-    is_ahead = (before * after).sum(axis=1) > 0
-    return ring[~((np.abs(turn) < 1e-3) & is_ahead)]
 
 
 def _line(class_index: int, corners: Ring) -> str:
@@ -147,7 +78,7 @@ def _finish(target: Target, records: Collection[Record]) -> Facts:
         raise InputError(
             f"{problems_in(target.folder, problems)}\nThe polygons of YOLO cannot hold these "
             f"masks. IoU of what they hold: mean {loss['iou_mean']:.4f}, worst "
-            f"{loss['iou_worst']:.4f}. Accept this with --lossy; coco, folder and hf are exact."
+            f"{loss['iou_worst']:.4f}. Accept this with `lossy`; coco, folder and hf are exact."
         )
     lines = [
         *(f"# {key}: {json.dumps(value)}" for key, value in target.facts.items()),
@@ -172,71 +103,142 @@ def _losses(record: Record, classes: tuple[str, ...]) -> Iterator[str]:
 # Reading
 
 
-def _read(folder: Path) -> StoredDataset:
+@dataclass(frozen=True)
+class _Labels:
+    """What the label files mean."""
+
+    files: Mapping[Path, Path]  # of each photo
+    ids: tuple[int, ...]  # the class id of each number in them
+
+
+def _find(folder: Path) -> Listing | None:
     """All photos that data.yaml names. Where polygons overlap the later line holds.
 
-    A photo without a label file has no object, as these programs have it.
+    A photo without a label file has no object, as these programs have it. What only boxes cover is
+    ignored: there is an object in it, but nobody knows where.
     """
-    data = _data(folder / DATA)
+    file = _data_file(folder)
+    if file is None:
+        return None
+    data = read_yaml(file)
     names = data["names"]
     if isinstance(names, dict):
         names = [names.get(index) for index in range(len(names))]
+    if not isinstance(names, list):
+        raise CorruptFileError(f"{file}: names is {names!r:.80}; expected a list of names.")
+    classes, ids = number_classes(names, file)
     problems: list[str] = []
-    places = dict.fromkeys(
-        place for part in PARTS if data.get(part) for place in _places(folder, data, part, problems)
-    )
-    images = sorted(
-        path
-        for place in places
-        for path in place.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    root = data.get("path", "")
+    root = root if isinstance(root, str) and is_inside(root or ".") else ""
+    places: dict[Path, None] = {}
+    images: dict[Path, None] = {}
+    for part in PARTS:
+        for name in _named(data.get(part)):
+            found = _photos_in(folder, root, part, name, problems)
+            places |= dict.fromkeys(found.places)
+            images |= dict.fromkeys(found.images)
     if not images and not problems:
+        shown = ", ".join(below(folder, place) for place in places) or ", ".join(PARTS)
+        problems.append(f"{file.name}: no photos in {shown}.")
+    files = {path: _label_file(path, folder) for path in sorted(images)}
+    kinds = [_kinds_in(each) for each in files.values()]
+    if sum(kind.boxes for kind in kinds) and not any(kind.polygons for kind in kinds):
         problems.append(
-            f"{DATA}: no photos in {', '.join(map(str, places)) or 'train, val, test'}."
+            f"{file.name}: {LABELS} hold {sum(kind.boxes for kind in kinds)} boxes and no polygon. "
+            "Masks cannot be made of boxes; export this dataset for segmentation."
         )
-    if problems:
-        raise problems_in(folder, problems)
-    classes = check_classes(names, folder / DATA)
-    return StoredDataset(
-        folder=folder,
-        classes=classes,
-        facts=facts_in(read_description(folder)),
-        names=tuple(_name(path, folder, places) for path in images),
-        images=tuple(images),
-        read_mask=partial(_read_mask, [_label_file(path, folder) for path in images], len(classes)),
+    return Listing(
+        folder.absolute().name,
+        folder,
+        tuple(Pair(_name(path, folder, places), path, files[path]) for path in files),
+        tuple(problems),
+        meaning=class_ids(classes),
+        facts=read_description(folder).facts,
+        notes=_notes(kinds),
+        read_mask=partial(_read_mask, _Labels(files, tuple(ids))),
     )
 
 
-def _data(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_YAML_BYTES:
-        raise CorruptFileError(f"{path}: more than {MAX_YAML_BYTES} bytes; not a data.yaml.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptFileError(f"{path}: not valid YAML ({error}).") from error
-    if not isinstance(data, dict) or "names" not in data:
-        raise CorruptFileError(f"{path}: expected train, val and names.")
-    return data
+def _data_file(folder: Path) -> Path | None:
+    """data.yaml, or the one YAML of any name that names classes and photos.
 
-
-def _places(folder: Path, data: dict[str, Any], part: str, problems: list[str]) -> list[Path]:
-    """The folders of a part. Roboflow writes ../train/images and means train/images."""
-    named = data[part] if isinstance(data[part], list) else [data[part]]
+    Raises:
+        InputError: there are several.
+        CorruptFileError: data.yaml is damaged, or names nothing.
+    """
+    if not folder.is_dir():
+        return None
+    if (folder / DATA).is_file():
+        if not _names_photos(read_yaml(folder / DATA)):
+            raise CorruptFileError(f"{folder / DATA}: expected train, val and names.")
+        return folder / DATA
     found = []
-    for name in named:
-        inner = name.removeprefix("../") if isinstance(name, str) else ""
-        places = [folder / str(data.get("path", "")) / inner, folder / inner]
-        if not is_inside(inner):
-            problems.append(f"{DATA}: {part} {name!r} is no folder inside of this one.")
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+        try:
+            if not path.name.startswith(".") and _names_photos(read_yaml(path)):
+                found.append(path)
+        except (CorruptFileError, InputError):
+            continue  # of another program
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{folder}: several YOLO files: {names}. Call the right one {DATA}.")
+    return found[0] if found else None
+
+
+def _names_photos(data: Any) -> bool:
+    return isinstance(data, dict) and "names" in data and any(part in data for part in PARTS)
+
+
+def _named(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+@dataclass(frozen=True)
+class _Found:
+    places: tuple[Path, ...]
+    images: tuple[Path, ...]
+
+
+def _photos_in(folder: Path, root: str, part: str, name: Any, problems: list[str]) -> _Found:
+    """The photos of a part: in a folder, or in a list. Roboflow writes ../train/images."""
+    inner = name.removeprefix("../") if isinstance(name, str) else ""
+    if not is_inside(inner):
+        problems.append(f"{DATA}: {part} {name!r:.80} is no place inside of this folder.")
+        return _Found((), ())
+    for place in (folder / root / inner, folder / inner):
+        if place.is_dir():
+            return _Found((place,), tuple(path for path in place.rglob("*") if _is_photo(path)))
+        if place.is_file() and place.suffix == LIST_SUFFIX:
+            images = _listed(folder, place, problems)
+            return _Found(tuple({path.parent for path in images}), images)
+    if part != "test":  # often named, seldom there
+        problems.append(f"{DATA}: {part} {name!r}: there is no such folder or list.")
+    return _Found((), ())
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _listed(folder: Path, file: Path, problems: list[str]) -> tuple[Path, ...]:
+    """The photos in a list, whose paths go out from its folder or from a folder above."""
+    found = []
+    for line in read_text(file).splitlines():
+        name = line.strip().replace("\\", "/").removeprefix("./")
+        if not name:
             continue
-        is_own = is_inside(str(data.get("path", ".")))
-        place = next((p for p in places[0 if is_own else 1 :] if p.is_dir()), None)
-        if place is not None:
-            found.append(place)
-        elif part != "test":  # often named, seldom there
-            problems.append(f"{DATA}: {part} {name!r}: there is no such folder.")
-    return found
+        # CVAT and Darknet put the name of a folder before it that the export has not.
+        inner = name.partition("/")[2]
+        tried = [(place, each) for place in (file.parent, folder) for each in (name, inner)]
+        paths = (place / each for place, each in tried if is_inside(each))
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            problems.append(f"{below(folder, file)}: {name[:80]} is listed, but missing.")
+        else:
+            found.append(path)
+    return tuple(found)
 
 
 def _name(image: Path, folder: Path, places: Collection[Path]) -> str:
@@ -245,33 +247,71 @@ def _name(image: Path, folder: Path, places: Collection[Path]) -> str:
 
 
 def _label_file(image: Path, folder: Path) -> Path:
-    """The last "images" in the path becomes "labels"."""
+    """The last "images" in the path becomes "labels"; without one the file lies beside."""
     parts = list(image.relative_to(folder).with_suffix(".txt").parts)
     if IMAGES in parts:
         parts[len(parts) - 1 - parts[::-1].index(IMAGES)] = LABELS
     return folder.joinpath(*parts)
 
 
-def _read_mask(files: list[Path], n_classes: int, index: int, size: tuple[int, int]) -> Pixels:
-    path = files[index]
-    mask = np.zeros(size, np.uint8)
+@dataclass(frozen=True)
+class _Kinds:
+    """How many lines of a label file are of which kind."""
+
+    polygons: int = 0
+    boxes: int = 0
+    degenerate: int = 0
+
+
+def _kinds_in(path: Path) -> _Kinds:
+    if not path.is_file():
+        return _Kinds()
+    try:
+        counts = [len(line.split()) - 1 for line in read_text(path).splitlines() if line.strip()]
+    except (CorruptFileError, InputError):
+        return _Kinds()  # said when the mask is read
+    return _Kinds(
+        sum(count >= 6 for count in counts),
+        counts.count(4),
+        counts.count(0) + counts.count(2),
+    )
+
+
+def _notes(kinds: Collection[_Kinds]) -> tuple[str, ...]:
+    boxes, degenerate = (sum(getattr(k, name) for k in kinds) for name in ("boxes", "degenerate"))
+    notes = []
+    if boxes:
+        notes.append(f"{LABELS}: {boxes} boxes without a mask: what they cover is ignored.")
+    if degenerate:
+        notes.append(f"{LABELS}: {degenerate} polygons of fewer than three corners were left out.")
+    return tuple(notes)
+
+
+def _read_mask(labels: _Labels, pair: Pair) -> Pixels:
+    path, size = labels.files[pair.image], size_of(pair.image)
+    mask, boxed = np.zeros(size, np.uint8), np.zeros(size, bool)
     if not path.is_file():
         return mask
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise CorruptFileError(f"{path}: not a text file.") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                class_index, corners = _parse(line, n_classes)
-                mask[fill([_in_pixels(corners, size)], size)] = class_index + 1
-            except CorruptFileError as error:
-                raise CorruptFileError(f"{path}: line {number}: {error}") from error
+    is_labeled = np.zeros(size, bool)
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            index, values = _parse(line, len(labels.ids))
+            corners = _in_pixels(values, size)
+            if len(values) == 2:
+                boxed |= fill([_box(corners)], size)
+            elif not is_degenerate(corners):
+                region = fill([corners], size)
+                mask[region], is_labeled = labels.ids[index], is_labeled | region
+        except CorruptFileError as error:
+            raise CorruptFileError(f"{path}: line {number}: {error}") from error
+    mask[boxed & ~is_labeled] = IGNORE
     return mask
 
 
 def _parse(line: str, n_classes: int) -> tuple[int, Ring]:
+    """The class and the corners (n, 2) of a line; two for a box: its center and its size."""
     first, *rest = line.split()
     try:
         class_index, values = int(first), [float(each) for each in rest]
@@ -279,13 +319,20 @@ def _parse(line: str, n_classes: int) -> tuple[int, Ring]:
         raise CorruptFileError(f"{line[:40]!r}: expected CLASS X1 Y1 X2 Y2 X3 Y3 ...") from error
     if not 0 <= class_index < n_classes:
         raise CorruptFileError(f"class {class_index}; data.yaml names {n_classes}, from 0.")
-    if len(values) == 4:
-        raise CorruptFileError("four numbers are a box; expected the polygons of YOLO-seg.")
-    if len(values) < 6 or len(values) % 2:
+    if len(values) % 2:
         raise CorruptFileError(f"{len(values)} numbers; expected at least three pairs of x and y.")
     if not all(math.isfinite(v) and -TOLERANCE <= v <= 1 + TOLERANCE for v in values):
         raise CorruptFileError("a corner outside of the image; expected shares from 0 to 1.")
     return class_index, np.clip(values, 0, 1).reshape(-1, 2)
 
 
-FORMAT = Format("yolo", IMAGES, _is_in, _read, _write, _finish)
+def _box(corners: list[float]) -> list[float]:
+    x, y, width, height = corners
+    left, right, top, bottom = x - width / 2, x + width / 2, y - height / 2, y + height / 2
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+LAYOUT = plain_layout(
+    "YOLO-seg", "data.yaml, or another YAML file with names and train, val or test", _find
+)
+FORMAT = Format("yolo", IMAGES, _write, _finish)

@@ -9,24 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentseg.datasets.formats import coco, hf_datasets, png_folders, yolo
-from latentseg.datasets.formats.layout import (
-    DESCRIPTION,
-    Format,
-    Record,
-    Sample,
-    StoredDataset,
-    Target,
-    check_size,
-    problems_in,
-)
+from latentseg.datasets.descriptions import DESCRIPTION
+from latentseg.datasets.formats import coco, hf_datasets, own_folder, voc, yolo
+from latentseg.datasets.formats.writing import Format, Record, Sample, Target, check_size
+from latentseg.datasets.listings import problems_in
 from latentseg.datasets.pairs import DescribedImages, LabelledImages
+from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.errors import InputError, LatentsegError
 from latentseg.files import (
     MANIFEST,
     claim,
     free_bytes,
     locked,
+    open_in_place,
+    read_bytes,
     sha256,
     verify_manifest,
     write_bytes,
@@ -39,37 +35,11 @@ from latentseg.version import __version__
 
 FORMATS: dict[str, Format] = {
     each.name: each
-    for each in (coco.FORMAT, yolo.FORMAT, png_folders.FOLDER, png_folders.VOC, hf_datasets.FORMAT)
+    for each in (coco.FORMAT, yolo.FORMAT, own_folder.FORMAT, voc.FORMAT, hf_datasets.FORMAT)
 }
 JOURNAL = ".samples.jsonl"  # hidden: it is deleted at the end
 THREADS = 4
 CHUNK = 64
-
-
-def find_format(path: Path | str) -> str | None:
-    """The name of the format that a folder (or a COCO file) has; None if it is none of ours."""
-    names = (name for name, each in FORMATS.items() if each.is_in(Path(path)))
-    return next(names, None)
-
-
-def open_labelled(path: Path | str) -> StoredDataset:
-    """Opens labelled photos in any format of `FORMATS`, recognised by the names in the folder.
-
-    Raises:
-        InputError: no such folder or format, or files that do not fit together; all are listed.
-        CorruptFileError: a file is damaged, or differs from the folder's MANIFEST.json.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: there is no such folder.")
-    name = find_format(path)
-    if name is None:
-        raise InputError(
-            f"{path}: no labelled photos in a format that can be read: {', '.join(FORMATS)}."
-        )
-    if (path / MANIFEST).is_file():
-        verify_manifest(path)
-    return FORMATS[name].read(path)
 
 
 def convert_dataset(
@@ -82,14 +52,14 @@ def convert_dataset(
     instances: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Writes labelled photos in another format. The same call continues interrupted work.
+    """Writes labeled photos in another format. The same call continues interrupted work.
 
     Masks stay exact in all formats but YOLO. Photos that every program reads alike are copied byte
     for byte; turned, transparent and unusual ones are written upright as PNG. Photos in folders
     below others get one name, with "_" for "/".
 
     Args:
-        source: A folder in any of the formats, a COCO file, or a data set that can be indexed.
+        source: What `open_dataset` opens, or a dataset that can be indexed.
         out: The folder to write, with dataset.json and MANIFEST.json beside the format's own files.
         format: "coco", "yolo", "folder", "voc" or "hf".
         facts: Licence, generator and the like; by default those of the source.
@@ -107,11 +77,14 @@ def convert_dataset(
     """
     out = Path(out)
     if format not in FORMATS:
-        raise InputError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
+        raise InputError(f"`format`: expected one of {', '.join(FORMATS)}, found {format!r}.")
     if (lossy and format != "yolo") or (instances and format != "coco"):
-        raise InputError(f"--format {format}: --lossy is for yolo, --instances for coco.")
-    place = str(Path(source).absolute()) if isinstance(source, Path | str) else None
-    dataset = open_labelled(source) if isinstance(source, Path | str) else source
+        raise InputError(f"`format` {format}: `lossy` is for yolo, `instances` for coco.")
+    is_path = isinstance(source, Path | str)
+    dataset = open_dataset(source, examine=False) if is_path else source
+    place = str(dataset.folder.absolute()) if isinstance(dataset, RealDataset) else None
+    for note in dataset.notes if isinstance(dataset, RealDataset) else ():
+        say(f"convert-dataset: {note}", quiet=quiet)
     if facts is None:
         facts = dataset.facts if isinstance(dataset, DescribedImages) else {}
     asked = {
@@ -146,18 +119,19 @@ def convert_dataset(
 
 def _content(dataset: LabelledImages) -> str | None:
     """What tells one state of a source from another, as far as it can be had without reading it."""
-    if not isinstance(dataset, StoredDataset):
+    if not isinstance(dataset, RealDataset):
         return None
     if (dataset.folder / MANIFEST).is_file():
         return sha256(dataset.folder / MANIFEST)
-    return hashlib.sha256("\n".join(dataset.names).encode()).hexdigest()
+    names = "\n".join(pair.name for pair in dataset.pairs)
+    return hashlib.sha256(names.encode()).hexdigest()
 
 
 def _check_space(out: Path, dataset: LabelledImages, quiet: bool) -> None:
     """Says what the photos take, and refuses if the disk has less."""
-    if not isinstance(dataset, StoredDataset):
+    if not isinstance(dataset, RealDataset):
         return
-    needed = sum(path.stat().st_size for path in dataset.images)
+    needed = sum(path.stat().st_size for path in {pair.image for pair in dataset.pairs})
     say(
         f"convert-dataset: {len(dataset)} photos, {needed / 1e6:.0f} MB, from {dataset.folder} "
         f"to {out}",
@@ -177,8 +151,8 @@ class _Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        path.touch()
-        self.stream = open(path, "r+b")  # noqa: SIM115
+        open_in_place(path, "ab").close()
+        self.stream = open_in_place(path, "r+b")
         self.offsets: dict[int, int] = {}
         self.names: dict[str, int] = {}
         end = 0
@@ -282,14 +256,22 @@ def _read_sample(dataset: LabelledImages, index: int) -> _Read | str:
             raise InputError(f"{name}: a pixel has the value {wrong[0]}, which is no class.")
     except LatentsegError as error:
         return str(error)
-    path = dataset.images[index] if isinstance(dataset, StoredDataset) else None
-    if path is not None and is_plain(path):
-        suffix, content = path.suffix.lower(), path.read_bytes()
+    path = dataset.pairs[index].image if isinstance(dataset, RealDataset) else None
+    if path is not None and _is_copied(dataset, index):
+        suffix, content = path.suffix.lower(), read_bytes(path)
     else:
         suffix, content = ".png", encode(image)
     # A name that starts with a dot would be hidden, and left out of what is read and verified.
     written = name.replace("/", "_").replace("\\", "_").lstrip(".") or "_"
     return _Read(index, str(path or name), content, Sample(written, suffix, mask))
+
+
+def _is_copied(dataset: LabelledImages, index: int) -> bool:
+    """Whether a photo is a file that every program reads alike, so that it is copied as it is."""
+    if not isinstance(dataset, RealDataset) or not dataset.copies_photos:
+        return False
+    pair = dataset.pairs[index]
+    return pair.box is None and is_plain(pair.image)
 
 
 def _write_sample(format: Format, target: Target, read: _Read) -> Record:
