@@ -64,8 +64,9 @@ def train_generator(side: int, device: str, steps: int) -> Row:
 
     from latentseg.devices import pick_device
     from latentseg.distributed import Team
-    from latentseg.generators.training.loop import GeneratorTrainingConfig, Training
+    from latentseg.generators.training.config import GeneratorTrainingConfig
     from latentseg.generators.training.photos import Photos
+    from latentseg.generators.training.steps import Training
 
     config = GeneratorTrainingConfig(size=(side, side))
     pixels = torch.randint(0, 256, (256, 3, side, side), dtype=torch.uint8)

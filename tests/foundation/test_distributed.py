@@ -18,8 +18,9 @@ from latentseg.datasets.pairs import Batch
 from latentseg.distributed import OwnDraws, Team, join, rank_and_world
 from latentseg.errors import InputError
 from latentseg.files import read_safetensors, verify_manifest
-from latentseg.generators.training import GeneratorTrainingConfig, loop, train_generator
+from latentseg.generators.training import GeneratorTrainingConfig, steps, train_generator
 from latentseg.generators.training.discriminator import minibatch_deviation
+from latentseg.generators.training.steps import own_rows
 from latentseg.images import write_image
 from latentseg.interrupts import Terminated
 from latentseg.students import training
@@ -69,9 +70,9 @@ def exactly(patch: pytest.MonkeyPatch) -> None:
     """
     new_student = training._new_network
     patch.setattr(training, "_new_network", lambda *given: new_student(*given).double())
-    patch.setattr(loop, "ADA_TARGET", -2.0)  # so that the augmentation soon changes images
-    patch.setattr(loop, "ADA_IMAGES", 64)
-    patch.setattr(loop, "_adam", lambda parameters, lr, _: torch.optim.SGD(parameters, lr=lr))
+    patch.setattr(steps, "ADA_TARGET", -2.0)  # so that the augmentation soon changes images
+    patch.setattr(steps, "ADA_IMAGES", 64)
+    patch.setattr(steps, "_adam", lambda parameters, lr, _: torch.optim.SGD(parameters, lr=lr))
 
 
 def learn_student(out: Path, *, pairs: Discs | None = None) -> None:
@@ -292,7 +293,7 @@ def test_rows_of_a_process_have_the_minibatch_deviation_of_the_batch(batch, worl
     x = torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     expected, seen = minibatch_deviation(x), []
     for rank in range(world):
-        rows = loop.own_rows(batch, Team(CPU, rank, world))
+        rows = own_rows(batch, Team(CPU, rank, world))
         assert torch.allclose(minibatch_deviation(x[rows]), expected[rows], rtol=1e-6)
         seen += rows.tolist()
     assert sorted(seen) == list(range(batch))
@@ -301,7 +302,7 @@ def test_rows_of_a_process_have_the_minibatch_deviation_of_the_batch(batch, worl
 @pytest.mark.parametrize(("batch", "world"), [(8, 3), (6, 2), (7, 7)])
 def test_a_batch_whose_groups_cannot_be_shared_is_refused(batch: int, world: int) -> None:
     with pytest.raises(InputError, match=f"--batch {batch}: {world} processes need"):
-        loop.own_rows(batch, Team(CPU, 0, world))
+        own_rows(batch, Team(CPU, 0, world))
 
 
 def test_own_draws_are_rows_of_those_of_one_process() -> None:

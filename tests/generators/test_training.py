@@ -14,9 +14,9 @@ from latentseg.errors import DivergedError, InputError
 from latentseg.generators import load_generator
 from latentseg.generators.training import GeneratorTrainingConfig, loop, train_generator
 from latentseg.generators.training.augmentation import augment
+from latentseg.generators.training.config import default_channels
 from latentseg.generators.training.discriminator import Discriminator, minibatch_deviation
 from latentseg.generators.training.distance import frechet, gaussian, sliced_wasserstein
-from latentseg.generators.training.loop import default_channels
 from latentseg.generators.training.photos import Photos, read_photos
 from latentseg.images import write_image
 from latentseg.training_states import Checkpoints

@@ -184,7 +184,7 @@ def train_generator(
     """
     from latentseg.generators.training import GeneratorTrainingConfig
     from latentseg.generators.training import train_generator as train_all
-    from latentseg.generators.training.loop import default_channels
+    from latentseg.generators.training.config import default_channels
 
     config = GeneratorTrainingConfig(
         size=size,

@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POLICIES = ("none", "color", "translation", "cutout")
-
 
 def augment(x: Tensor, policy: tuple[str, ...], probability: float = 1.0) -> Tensor:
     """Applies the transforms named in `policy`, each to its own random share of the batch.

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +16,14 @@ from latentseg.generators.family import Sampling
 from latentseg.generators.folders import save_generator
 from latentseg.generators.protocols import GeneratorInfo
 from latentseg.generators.style_generator import StyleGenerator
+from latentseg.generators.training.config import SETTINGS, GeneratorTrainingConfig
 from latentseg.generators.training.distance import FrechetDistance, sliced_wasserstein
+from latentseg.generators.training.feature_distances import FeatureDistances
 from latentseg.generators.training.photos import Photos
+from latentseg.generators.training.steps import Training
 from latentseg.images import contact_sheet, to_pixels, write_image
 from latentseg.progress import duration
 
-if TYPE_CHECKING:
-    from latentseg.generators.training.loop import GeneratorTrainingConfig, Training
-
-SETTINGS = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
 PREVIEW_ROWS, PREVIEW_COLUMNS = 8, 12
 PSI = 0.9  # truncation of samples: a generator of few photos gains little from a lower one
 
@@ -40,12 +39,19 @@ class Report:
     """
 
     def __init__(
-        self, out: Path, photos: Photos, *, name: str, licence: str, fid: FrechetDistance | None
+        self,
+        out: Path,
+        photos: Photos,
+        *,
+        name: str,
+        licence: str,
+        fid: FrechetDistance | None,
+        by_features: FeatureDistances | None = None,
     ) -> None:
         self.out, self.photos, self.name, self.licence = out, photos, name, licence
-        self.fid = fid
+        self.fid, self.by_features = fid, by_features
 
-    def write(self, training: "Training", losses: dict[str, Tensor]) -> None:
+    def write(self, training: Training, losses: dict[str, Tensor]) -> None:
         """Measures the averaged generator as it is now, and saves it."""
         network, config = training.average, training.config
         row = {
@@ -58,6 +64,9 @@ class Report:
         }
         if self.fid is not None:
             row["fid"] = round(self.fid(draw(network, self.fid.n_images, psi=1.0, seed=1)), 2)
+        if self.by_features is not None:
+            n = min(config.distance_images, len(self.photos))
+            row |= self.by_features(draw(network, n, psi=1.0, seed=1))
         rows = append_metrics(self.out / "metrics.jsonl", row)
         write_preview(network, self.out / "previews" / f"step-{training.step:09d}.png")
         source = f"trained with latentseg train-generator on {len(self.photos)} photos"
@@ -131,7 +140,7 @@ def append_metrics(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def commands_of(config: "GeneratorTrainingConfig", rows: list[dict[str, Any]]) -> str:
+def commands_of(config: GeneratorTrainingConfig, rows: list[dict[str, Any]]) -> str:
     """The commands that train this generator, one for each of the settings it went through.
 
     They repeat it exactly if the settings were changed at a report.
@@ -149,7 +158,7 @@ def _setting(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _command(config: "GeneratorTrainingConfig", images: int) -> str:
+def _command(config: GeneratorTrainingConfig, images: int) -> str:
     options = {"images": images}
     for field in fields(config):
         value = getattr(config, field.name)
@@ -172,7 +181,7 @@ def card_text(
     name: str,
     licence: str,
     source: str,
-    config: "GeneratorTrainingConfig",
+    config: GeneratorTrainingConfig,
     rows: list[dict[str, Any]],
 ) -> str:
     """The generator's README.md: what it draws, how it was trained, what was reached."""

@@ -1,0 +1,168 @@
+"""What discriminator and generator learn from: realness of images, or of their features."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentseg.devices import autocast
+from latentseg.generators.families.stylegan2 import StyleGAN2Config
+from latentseg.generators.training.augmentation import augment
+from latentseg.generators.training.config import GeneratorTrainingConfig, feature_size
+from latentseg.generators.training.discriminator import Discriminator
+from latentseg.generators.training.projection import Features, ProjectedDiscriminator
+from latentseg.weights.efficientnet_lite0 import EfficientNetLite0
+
+
+class Objective(Protocol):
+    """A discriminator and its losses.
+
+    Attributes:
+        network: What learns.
+        lazy: Share of the learning rate: a penalty every n-th step is a step of its own.
+    """
+
+    network: nn.Module
+    lazy: float
+
+    def look(self, x: Tensor, step: int, strength: float) -> Any:
+        """What the discriminator sees of drawn images (B, 3, H, W)."""
+        ...
+
+    def discriminator_losses(
+        self, real: Tensor, seen: Any, labels: Tensor | None, step: int, strength: float
+    ) -> "Losses":
+        """Losses of the discriminator between photos (B, 3, H, W) and what it saw of drawn ones."""
+        ...
+
+    def generator_loss(self, seen: Any, labels: Tensor | None, strength: float) -> Tensor:
+        """Loss of the generator."""
+        ...
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the discriminator is to lower, and what is told of it.
+
+    Attributes:
+        total: A scalar with a gradient.
+        realness: Mean sign of the logits of the photos, -1 to 1.
+        shown: Other scalars by name.
+    """
+
+    total: Tensor
+    realness: Tensor
+    shown: dict[str, Tensor] = field(default_factory=dict)
+
+
+class LogisticObjective:
+    """The non-saturating logistic loss with R1, on images: StyleGAN2 (Karras et al. 2020)."""
+
+    def __init__(
+        self, config: GeneratorTrainingConfig, network: StyleGAN2Config, dtype: torch.dtype
+    ) -> None:
+        self.config, self.dtype = config, dtype
+        self.network: nn.Module = Discriminator(network)
+        # The penalty is applied every r1_interval steps: Karras et al. 2020, appendix B.
+        self.lazy = config.r1_interval / (config.r1_interval + 1)
+
+    def look(self, x: Tensor, step: int, strength: float) -> Tensor:
+        """The images themselves: each look at them is augmented anew."""
+        return x
+
+    def discriminator_losses(
+        self, real: Tensor, seen: Tensor, labels: Tensor | None, step: int, strength: float
+    ) -> Losses:
+        """Logistic loss, and the penalty in its turn."""
+        is_lazy_step = step % self.config.r1_interval == 0
+        judged = self._judge(real.requires_grad_(is_lazy_step), labels, strength)
+        drawn = self._judge(seen.detach(), labels, strength)
+        total = F.softplus(drawn).mean() + F.softplus(-judged).mean()
+        if not is_lazy_step:
+            return Losses(total, judged.sign().mean())
+        penalty = squared_gradient(judged, real)
+        total = total + self.config.r1_weight / 2 * self.config.r1_interval * penalty
+        return Losses(total, judged.sign().mean(), {"r1": penalty})
+
+    def generator_loss(self, seen: Tensor, labels: Tensor | None, strength: float) -> Tensor:
+        """The non-saturating loss."""
+        return F.softplus(-self._judge(seen, labels, strength)).mean()
+
+    def _judge(self, x: Tensor, labels: Tensor | None, strength: float) -> Tensor:
+        x = augment(x, self.config.augmentation, strength)
+        with autocast(x.device, self.dtype):
+            return self.network(x, labels)
+
+
+BLUR_SHARE = 1 / 48  # std of the first blur as a share of the shorter side
+
+
+class ProjectedObjective:
+    """The hinge loss on frozen features of ImageNet: Projected GAN (Sauer et al. 2021).
+
+    What it sees of drawn images serves both networks, so the features are computed once a step.
+    """
+
+    lazy = 1.0
+
+    def __init__(
+        self,
+        config: GeneratorTrainingConfig,
+        network: StyleGAN2Config,
+        dtype: torch.dtype,
+        features: EfficientNetLite0,
+    ) -> None:
+        self.config, self.dtype = config, dtype
+        size = feature_size(config.size, config.feature_px)
+        self.features = Features(features, size)
+        self.network: nn.Module = ProjectedDiscriminator(size, network.n_classes, network.w_dim)
+
+    def look(self, x: Tensor, step: int, strength: float) -> tuple[Tensor, ...]:
+        """The maps of the features, with the gradient to the images."""
+        x = augment(x.float(), self.config.augmentation, strength)
+        return self.features(x, self._blur(step))
+
+    def discriminator_losses(
+        self,
+        real: Tensor,
+        seen: tuple[Tensor, ...],
+        labels: Tensor | None,
+        step: int,
+        strength: float,
+    ) -> Losses:
+        """The hinge loss, the sum over the heads."""
+        with torch.no_grad(), autocast(real.device, self.dtype):
+            photos = self.look(real, step, strength)
+        with autocast(real.device, self.dtype):
+            judged = self.network(photos, labels)
+            drawn = self.network(tuple(x.detach() for x in seen), labels)
+        total = _total(F.relu(1 - x) for x in judged) + _total(F.relu(1 + x) for x in drawn)
+        signs = torch.stack([x.sign().mean() for x in judged])
+        fooled = torch.stack([x.sign().mean() for x in drawn])
+        return Losses(total, signs.mean(), {"fakeness": fooled.mean()})
+
+    def generator_loss(
+        self, seen: tuple[Tensor, ...], labels: Tensor | None, strength: float
+    ) -> Tensor:
+        """Minus the mean logit, the sum over the heads."""
+        with autocast(seen[0].device, self.dtype):
+            return -_total(self.network(seen, labels))
+
+    def _blur(self, step: int) -> float:
+        if not self.config.blur_images:
+            return 0.0
+        left = 1 - step * self.config.batch / self.config.blur_images
+        return max(left, 0.0) * min(self.config.size) * BLUR_SHARE
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack([term.mean() for term in terms]).sum()
+
+
+def squared_gradient(realness: Tensor, images: Tensor) -> Tensor:
+    """Mean squared norm of the gradient of `realness` at `images`: R1 (Mescheder et al. 2018)."""
+    (gradient,) = torch.autograd.grad(realness.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
