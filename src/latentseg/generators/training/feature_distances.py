@@ -19,7 +19,8 @@ class FeatureDistances:
     """Compares sets of images with photos by the pooled features of EfficientNet-Lite0.
 
     The Frechet distance has the formula of the FID and other features: it is named `fd-lite0`, and
-    its values compare with each other only.
+    its values compare with each other only. The 320 means of the last map are taken, not the 1 280
+    that the classifier makes of them: of few images the covariance is better known.
 
     Args:
         network: The frozen features, on the device that computes.
@@ -50,8 +51,8 @@ def _spread(x: Tensor, n: int) -> Tensor:
 
 @torch.no_grad()
 def feature_vectors(network: EfficientNetLite0, images: Tensor) -> Tensor:
-    """(N, 3, H, W) uint8 to features (N, 1280) float32 on the CPU, at 128 px for any size."""
-    device = network.head.weight.device
+    """(N, 3, H, W) uint8 to features (N, 320) float32 on the CPU, at 128 px for any size."""
+    device = network.stem.weight.device
     size = feature_size((images.shape[2], images.shape[3]), PX)
     vectors = []
     for batch in images.split(BATCH):

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from latentseg.distributed import join
 from latentseg.errors import DivergedError, InputError
-from latentseg.files import claim, locked
-from latentseg.generators.training.config import FEATURES, SETTINGS, GeneratorTrainingConfig
+from latentseg.files import claim, locked, read_json, write_json
+from latentseg.generators.training.config import CHANGEABLE, DEFAULTS, GeneratorTrainingConfig
 from latentseg.generators.training.distance import FrechetDistance
-from latentseg.generators.training.feature_distances import FeatureDistances
+from latentseg.generators.training.feature_distances import NEIGHBOR, FeatureDistances
 from latentseg.generators.training.photos import Photos, read_photos
-from latentseg.generators.training.report import Report
+from latentseg.generators.training.report import Measures, Report
 from latentseg.generators.training.steps import Training
 from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
 from latentseg.training_states import Checkpoints
 from latentseg.weights.efficientnet_lite0 import EfficientNetLite0, load_efficientnet_lite0
 
+TIMING = "timing.json"
 CHECK_EVERY = 16  # steps between two looks at the losses, which make the GPU wait
 LATER_FIELDS = ("discriminator_lr", "features", "feature_px", "blur_images")
 
@@ -59,6 +60,8 @@ def train_generator(
             generator/, the averaged generator, which `load_generator(out)` opens at any time.
         config: How; see its fields.
         with_classes: Learn a conditional generator.
+        feature_weights: File of EfficientNet-Lite0; by default that of the installed package. A
+            training without features uses them to measure its distances, if they are there.
         inception: Weights of the Inception network; reports the FID beside the own distance.
         name: Of the generator; by default the name of `out`.
         licence: Of the weights, written into the card.
@@ -70,7 +73,8 @@ def train_generator(
         The folder generator/.
 
     Raises:
-        InputError: photos that cannot be read (all are listed), or `out` holds other work.
+        InputError: photos that cannot be read (all are listed), `out` holds other work, or the
+            features are not installed.
         NotFinishedError: another process has ended; the last checkpoint is intact.
         KeyboardInterrupt: after the state was saved.
         DivergedError: a loss is NaN or infinite; the last checkpoint is intact.
@@ -81,34 +85,54 @@ def train_generator(
     read = read_photos(photos, config.size, with_classes=with_classes)
     wanted = _recorded(config) | {"photos": len(read), "classes": list(read.classes)}
     with team.led(locked(out)):
-        team.first(lambda: claim(out, wanted, free=("images", *SETTINGS)))
-        weights = _features(config, feature_weights)
-        training = Training(config, len(read.classes), team, weights)
+        team.first(lambda: claim(out, wanted, free=("images", *CHANGEABLE)))
+        features = _features(config, feature_weights)
+        training = Training(config, len(read.classes), team, features)
         checkpoints = Checkpoints(out / "checkpoints")
         step, state = team.first(checkpoints.load)
         if state:
             training.load(state)
+            training.seconds = team.first(lambda: _read_seconds(out / TIMING))
             say(f"continuing from step {step}", quiet=quiet)
-        fid = None if inception is None else FrechetDistance(inception, read.pixels)
-        by_features = None if weights is None else FeatureDistances(weights, read.pixels)
-        report = Report(
-            out,
-            read,
-            name=name or out.absolute().name,
-            licence=licence,
-            fid=fid,
-            by_features=by_features,
+        measures = Measures(
+            by_features=_distances(config, features, feature_weights, read, team.device, quiet),
+            fid=None if inception is None else FrechetDistance(inception, read.pixels),
         )
+        name = name or out.absolute().name
+        report = Report(out, read, name=name, licence=licence, measures=measures)
         _loop(training, read, checkpoints, report, quiet)
     return out / "generator"
 
 
 def _features(config: GeneratorTrainingConfig, path: Path | str | None) -> EfficientNetLite0 | None:
-    if config.features not in FEATURES:
+    """The frozen features that the discriminator looks at, if it does."""
+    if config.features not in DEFAULTS:
         raise InputError(
-            f"`features`: expected {' or '.join(FEATURES)}, found {config.features!r}."
+            f"`features`: expected {' or '.join(DEFAULTS)}, found {config.features!r}."
         )
     return None if config.features == "none" else load_efficientnet_lite0(path)
+
+
+def _distances(
+    config: GeneratorTrainingConfig,
+    features: EfficientNetLite0 | None,
+    path: Path | str | None,
+    photos: Photos,
+    device: torch.device,
+    quiet: bool,
+) -> FeatureDistances | None:
+    """The distances by features; a training without features has them if they are installed."""
+    if min(config.distance_images, len(photos)) <= NEIGHBOR:
+        return None
+    if features is None:
+        try:
+            features = load_efficientnet_lite0(path)
+        except InputError as error:
+            if path is not None:
+                raise
+            say(f"fd-lite0, precision and recall are left out. {error}", quiet=quiet)
+            return None
+    return FeatureDistances(features.to(device), photos.pixels)
 
 
 def _recorded(config: GeneratorTrainingConfig) -> dict[str, Any]:
@@ -119,6 +143,10 @@ def _recorded(config: GeneratorTrainingConfig) -> dict[str, Any]:
         for name, value in asdict(config).items()
         if name not in LATER_FIELDS or value != default[name]
     }
+
+
+def _read_seconds(path: Path) -> float:
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0
 
 
 def _loop(
@@ -135,6 +163,7 @@ def _loop(
     )
     label = f"train-generator {report.name}"
     losses: dict[str, Tensor] = {}
+    distances: dict[str, float] = {}
     began, seconds_before = time.monotonic(), training.seconds
     with (
         Progress(
@@ -148,16 +177,24 @@ def _loop(
             is_due = training.step % interval == 0 or training.step == last
             if is_due or signal or training.step % CHECK_EVERY == 0:
                 _check(losses, training, checkpoints)
-                progress.update(training.step, **{k: v.item() for k, v in losses.items()})
                 training.seconds = seconds_before + time.monotonic() - began
             if is_due:
-                team.first(partial(report.write, training, losses))
+                distances = team.first(partial(report.write, training, losses))
+            if is_due or signal or training.step % CHECK_EVERY == 0:
+                numbers = {name: value.item() for name, value in losses.items()}
+                progress.update(training.step, **numbers, **distances)
             # After the report: what a kill between the two leaves out is then made again.
             if is_due or signal:
-                team.first(lambda: checkpoints.save(training.step, training.state()))
+                team.first(partial(_save, training, checkpoints))
             if signal:
                 interrupt.number = signal
                 interrupt.release()
+
+
+def _save(training: Training, checkpoints: Checkpoints) -> None:
+    """Saves the state; the time stands outside of it, so that a repeated training is the same."""
+    checkpoints.save(training.step, training.state())
+    write_json(checkpoints.folder.parent / TIMING, {"seconds": round(training.seconds, 3)})
 
 
 def _check(losses: dict[str, Tensor], training: Training, checkpoints: Checkpoints) -> None:

@@ -13,7 +13,7 @@ from latentseg.generators.families.stylegan2 import StyleGAN2Config
 from latentseg.generators.training.augmentation import augment
 from latentseg.generators.training.config import GeneratorTrainingConfig, feature_size
 from latentseg.generators.training.discriminator import Discriminator
-from latentseg.generators.training.projection import Features, ProjectedDiscriminator
+from latentseg.generators.training.projection import Features, ProjectedDiscriminator, Seen
 from latentseg.weights.efficientnet_lite0 import EfficientNetLite0
 
 
@@ -97,6 +97,8 @@ class LogisticObjective:
             return self.network(x, labels)
 
 
+# Features of ImageNet hardly tell what lies outside [-1, 1], and nothing else binds the generator.
+RANGE_WEIGHT = 10.0
 BLUR_SHARE = 1 / 48  # std of the first blur as a share of the shorter side
 
 
@@ -120,36 +122,39 @@ class ProjectedObjective:
         self.features = Features(features, size)
         self.network: nn.Module = ProjectedDiscriminator(size, network.n_classes, network.w_dim)
 
-    def look(self, x: Tensor, step: int, strength: float) -> tuple[Tensor, ...]:
-        """The maps of the features, with the gradient to the images."""
-        x = augment(x.float(), self.config.augmentation, strength)
-        return self.features(x, self._blur(step))
+    def look(self, x: Tensor, step: int, strength: float) -> tuple[Seen, Tensor]:
+        """Features and colors, and how far the images leave [-1, 1], with the gradient to them."""
+        x = x.float()
+        excess = F.relu(x.abs() - 1).square().mean()
+        x = augment(x, self.config.augmentation, strength)
+        return self.features(x, self._blur(step)), excess
 
     def discriminator_losses(
         self,
         real: Tensor,
-        seen: tuple[Tensor, ...],
+        seen: tuple[Seen, Tensor],
         labels: Tensor | None,
         step: int,
         strength: float,
     ) -> Losses:
         """The hinge loss, the sum over the heads."""
         with torch.no_grad(), autocast(real.device, self.dtype):
-            photos = self.look(real, step, strength)
+            photos, _ = self.look(real, step, strength)
         with autocast(real.device, self.dtype):
             judged = self.network(photos, labels)
-            drawn = self.network(tuple(x.detach() for x in seen), labels)
+            drawn = self.network(seen[0].detach(), labels)
         total = _total(F.relu(1 - x) for x in judged) + _total(F.relu(1 + x) for x in drawn)
         signs = torch.stack([x.sign().mean() for x in judged])
         fooled = torch.stack([x.sign().mean() for x in drawn])
         return Losses(total, signs.mean(), {"fakeness": fooled.mean()})
 
     def generator_loss(
-        self, seen: tuple[Tensor, ...], labels: Tensor | None, strength: float
+        self, seen: tuple[Seen, Tensor], labels: Tensor | None, strength: float
     ) -> Tensor:
-        """Minus the mean logit, the sum over the heads."""
-        with autocast(seen[0].device, self.dtype):
-            return -_total(self.network(seen, labels))
+        """Minus the mean logit, the sum over the heads, and the penalty on the range."""
+        drawn, excess = seen
+        with autocast(excess.device, self.dtype):
+            return RANGE_WEIGHT * excess - _total(self.network(drawn, labels))
 
     def _blur(self, step: int) -> float:
         if not self.config.blur_images:

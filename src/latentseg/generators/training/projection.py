@@ -1,6 +1,7 @@
 """The projected discriminator (Sauer et al. 2021): light heads on frozen, mixed features."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from latentseg.generators.families.stylegan2 import FullyConnected, normalise_second_moment
-from latentseg.weights.efficientnet_lite0 import CHANNELS, EfficientNetLite0
+from latentseg.generators.training.discriminator import minibatch_deviation
+from latentseg.weights.efficientnet_lite0 import CHANNELS, STRIDES, EfficientNetLite0
 
 MIXED_CHANNELS = (32, 64, 128, 256)  # after cross-channel mixing; half of Sauer et al. 2021
 WIDEST = 128
+COLOR_PX = 16  # shorter side of the image that the head on colors sees
+COLOR_CHANNELS = 16
 LOGITS_PX = 4  # heads halve their maps down to this
 SLOPE = 0.2
 
@@ -50,22 +54,27 @@ def _random_weight(out_channels: int, in_channels: int, size: int) -> Tensor:
 
 
 class Head(nn.Module):
-    """A light discriminator of one scale: halvings down to 4 px, then a map of logits."""
+    """A light discriminator of one scale: halvings down to 4 px, then a map of logits.
+
+    The deviation among samples stands beside the last maps, so that drawn images that are all alike
+    are found out.
+    """
 
     def __init__(self, channels: int, shorter_px: int, n_classes: int, w_dim: int) -> None:
         super().__init__()
-        halvings = max(round(math.log2(max(shorter_px, 1) / LOGITS_PX)), 0)
+        halvings = max(round(math.log2(shorter_px / LOGITS_PX)), 0)
         widths = [min(channels * 2**index, WIDEST) for index in range(halvings + 1)]
         self.layers = nn.ModuleList(
             spectral_norm(nn.Conv2d(narrow, wide, 4, stride=2, padding=1))
             for narrow, wide in pairwise(widths)
         )
+        last = widths[-1]
+        self.layers.append(spectral_norm(nn.Conv2d(last, last, 3, padding=1)))
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(width, track_running_stats=False) for width in [*widths[1:], widths[-1]]
+            nn.BatchNorm2d(width, track_running_stats=False) for width in [*widths[1:], last]
         )
-        self.layers.append(spectral_norm(nn.Conv2d(widths[-1], widths[-1], 3, padding=1)))
         self.n_classes = n_classes
-        self.out = spectral_norm(nn.Conv2d(widths[-1], w_dim if n_classes else 1, 3, padding=1))
+        self.out = spectral_norm(nn.Conv2d(last + 1, w_dim if n_classes else 1, 3, padding=1))
         if n_classes:
             self.embed = FullyConnected(n_classes, w_dim)
 
@@ -73,7 +82,7 @@ class Head(nn.Module):
         """(B, C, H, W) to logits (B, positions) float32."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = F.leaky_relu(norm(layer(x)), SLOPE)
-        x = self.out(x).float().flatten(2)
+        x = self.out(minibatch_deviation(x)).float().flatten(2)
         if not self.n_classes or labels is None:
             return x[:, 0]
         embedded = self.embed(F.one_hot(labels, self.n_classes).float())
@@ -81,7 +90,7 @@ class Head(nn.Module):
 
 
 class ProjectedDiscriminator(nn.Module):
-    """Maps of frozen features to the logits of one head per scale.
+    """What is seen of images to the logits of one head per scale, and of one on colors.
 
     Args:
         size: (height, width) at which the features see an image.
@@ -94,29 +103,55 @@ class ProjectedDiscriminator(nn.Module):
         self.mixing = RandomMixing()
         self.heads = nn.ModuleList(
             Head(mixed // 2, math.ceil(min(size) / stride), n_classes, w_dim)
-            for mixed, stride in zip(MIXED_CHANNELS, (4, 8, 16, 32), strict=True)
+            for mixed, stride in zip(MIXED_CHANNELS, STRIDES, strict=True)
         )
+        self.register_buffer("colors", _random_weight(COLOR_CHANNELS, 3, 1))
+        self.color_head = Head(COLOR_CHANNELS, COLOR_PX, n_classes, w_dim)
 
-    def forward(self, maps: tuple[Tensor, ...], labels: Tensor | None = None) -> list[Tensor]:
-        """Maps of features, fine to coarse, to logits (B, positions) of each scale."""
-        mixed = self.mixing(maps)
-        return [head(x, labels) for head, x in zip(self.heads, mixed, strict=True)]
+    colors: Tensor
+
+    def forward(self, seen: "Seen", labels: Tensor | None = None) -> list[Tensor]:
+        """Logits (B, positions) of each head."""
+        mixed = self.mixing(seen.maps)
+        logits = [head(x, labels) for head, x in zip(self.heads, mixed, strict=True)]
+        return [*logits, self.color_head(F.conv2d(seen.small, self.colors), labels)]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the heads look at.
+
+    Attributes:
+        maps: Of the frozen features, fine to coarse.
+        small: The image itself (B, 3, h, w), its shorter side 16 px: features of ImageNet hardly
+            tell colors, which a generator then leaves wild.
+    """
+
+    maps: tuple[Tensor, ...]
+    small: Tensor
+
+    def detach(self) -> "Seen":
+        """The same without a gradient to the images."""
+        return Seen(tuple(x.detach() for x in self.maps), self.small.detach())
 
 
 class Features(nn.Module):
-    """What the heads look at: images, blurred and enlarged, through the frozen network."""
+    """Images as the heads see them: blurred, enlarged, through the frozen network; and small."""
 
     def __init__(self, network: EfficientNetLite0, size: tuple[int, int]) -> None:
         super().__init__()
         self.network, self.size = network, size
 
-    def forward(self, x: Tensor, blur: float) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) in [-1, 1] to maps; `blur` is the std of a Gaussian in pixels or 0."""
+    def forward(self, x: Tensor, blur: float) -> Seen:
+        """(B, 3, H, W) in [-1, 1] ; `blur` is the std of a Gaussian in pixels or 0."""
+        scale = COLOR_PX / min(x.shape[2:])
+        height, width = (max(round(side * scale), 1) for side in x.shape[2:])
+        small = F.adaptive_avg_pool2d(x, (height, width))
         if blur > 0.1:
             x = blurred(x, blur)
         if x.shape[2:] != self.size:
             x = F.interpolate(x, size=self.size, mode="bilinear", antialias=False)
-        return self.network(x)
+        return Seen(self.network(x), small)
 
 
 def blurred(x: Tensor, std: float) -> Tensor:

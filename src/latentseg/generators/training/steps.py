@@ -162,7 +162,6 @@ class Training:
             for index, values in adam.state_dict()["state"].items():
                 state |= {f"{name}/{index}/{key}": value for key, value in values.items()}
         state["step"] = torch.tensor(self.step)
-        state["seconds"] = torch.tensor(self.seconds)
         state["augment_probability"] = torch.tensor(self.strength, dtype=torch.float64)
         return state
 
@@ -179,7 +178,6 @@ class Training:
                 {"state": values, "param_groups": adam.state_dict()["param_groups"]}
             )
         self.step = int(state["step"])
-        self.seconds = float(state["seconds"])
         self.strength = float(state["augment_probability"])
 
     def _networks(self) -> Iterable[tuple[str, nn.Module]]:
