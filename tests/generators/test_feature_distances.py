@@ -14,7 +14,7 @@ from latentseg.generators.training.feature_distances import (
     frechet_distance,
     precision_and_recall,
 )
-from latentseg.weights.efficientnet_lite0 import EfficientNetLite0
+from tests.generators.random_features import random_features
 
 
 def normal(n: int, d: int, seed: int) -> Tensor:
@@ -70,15 +70,6 @@ def test_too_few_images_are_refused() -> None:
         precision_and_recall(normal(3, 2, 0), normal(9, 2, 0))
     with pytest.raises(InputError, match="at least 2 images, found 1"):
         Gaussian.of(normal(1, 2, 0))
-
-
-def random_features() -> EfficientNetLite0:
-    network, drawn = EfficientNetLite0(), torch.Generator().manual_seed(0)
-    for name, buffer in network.named_buffers():
-        if name.endswith("weight"):
-            fan = buffer[0].numel()
-            buffer.copy_(torch.randn(buffer.shape, generator=drawn) * (2 / fan) ** 0.5)
-    return network.eval()
 
 
 def test_distances_of_pictures_grow_with_their_difference() -> None:

@@ -27,6 +27,15 @@ TINY = GeneratorTrainingConfig(
 )  # fmt: skip
 
 
+def no_features(path: object) -> None:
+    raise InputError("the features are not installed")
+
+
+@pytest.fixture(autouse=True)
+def _without_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "load_efficientnet_lite0", no_features)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
@@ -189,6 +198,34 @@ def test_classes_come_from_subfolders(tmp_path: Path) -> None:
         tmp_path / "photos", out, config=config, with_classes=True, device="cpu", quiet=True
     )
     assert load_generator(out, device="cpu").info.n_classes == 2
+
+
+def test_page_shows_samples_over_time_and_hides_nothing_behind_a_link(
+    photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "<b>out"
+    train_generator(photos, out, config=TINY, device="cpu", quiet=True)
+    page = (out / "report.html").read_text()
+    assert page.count("<img") == 3 + 1  # three reports, and the newest sheet
+    assert "64 images" in page
+    assert "192 images" in page
+    assert "&lt;b&gt;out" in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+
+
+def test_the_same_training_is_the_same_to_the_byte_however_long_it_took(
+    photos: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY, images=64)
+    for name in ("first", "second"):
+        train_generator(photos, tmp_path / name, config=config, name="one", quiet=True)
+    manifests = [
+        (tmp_path / name / folder / "MANIFEST.json").read_bytes()
+        for folder in ("generator", "checkpoints/step-0000008")
+        for name in ("first", "second")
+    ]
+    assert manifests[0] == manifests[1]
+    assert manifests[2] == manifests[3]
 
 
 def test_all_unreadable_photos_are_listed(tmp_path: Path) -> None:

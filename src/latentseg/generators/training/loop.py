@@ -26,6 +26,7 @@ from latentseg.weights.efficientnet_lite0 import EfficientNetLite0, load_efficie
 
 TIMING = "timing.json"
 CHECK_EVERY = 16  # steps between two looks at the losses, which make the GPU wait
+SAVE_EVERY = 256  # steps between two checkpoints where reports are further apart; see CHECK_EVERY
 LATER_FIELDS = ("discriminator_lr", "features", "feature_px", "blur_images")
 
 
@@ -184,7 +185,7 @@ def _loop(
                 numbers = {name: value.item() for name, value in losses.items()}
                 progress.update(training.step, **numbers, **distances)
             # After the report: what a kill between the two leaves out is then made again.
-            if is_due or signal:
+            if is_due or signal or training.step % SAVE_EVERY == 0:
                 team.first(partial(_save, training, checkpoints))
             if signal:
                 interrupt.number = signal
