@@ -18,7 +18,7 @@ from latentseg.datasets.pairs import Batch
 from latentseg.distributed import OwnDraws, Team, join, rank_and_world
 from latentseg.errors import InputError
 from latentseg.files import read_safetensors, verify_manifest
-from latentseg.generators.training import GeneratorTrainingConfig, steps, train_generator
+from latentseg.generators.training import GeneratorTrainingConfig, loop, steps, train_generator
 from latentseg.generators.training.discriminator import minibatch_deviation
 from latentseg.generators.training.steps import own_rows
 from latentseg.images import write_image
@@ -26,6 +26,7 @@ from latentseg.interrupts import Terminated
 from latentseg.students import training
 from latentseg.students.training import TrainConfig, train
 from latentseg.training_states import Checkpoints
+from tests.generators.random_features import random_features
 from tests.students.toy import QUICK, Discs
 
 CPU = torch.device("cpu")
@@ -39,6 +40,10 @@ GENERATOR = GeneratorTrainingConfig(
     report_images=3 * 16, distance_images=8, precision="fp32", adaptive=True,
     augmentation=("color", "translation", "cutout"),
 )  # fmt: skip
+
+PROJECTED = replace(
+    GENERATOR, features="efficientnet-lite0", feature_px=32, blur_images=4 * 16, images=3 * 16
+)
 
 
 class WeightedDiscs(Discs):
@@ -83,6 +88,12 @@ def learn_generator(folder: Path, out: Path) -> None:
     train_generator(folder, out, config=GENERATOR, device="cpu", quiet=True)
 
 
+def learn_projected(folder: Path, out: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "load_efficientnet_lite0", lambda path: random_features())
+        train_generator(folder, out, config=PROJECTED, device="cpu", quiet=True)
+
+
 def learn_everything(folder: Path) -> None:
     """What both processes do."""
     with pytest.MonkeyPatch.context() as patch:
@@ -92,6 +103,7 @@ def learn_everything(folder: Path) -> None:
         with pytest.raises(Terminated):
             learn_student(folder / "stopped", pairs=StoppedDiscs(signal.SIGTERM, rank=1))
         learn_generator(folder / "photos", folder / "generator")
+        learn_projected(folder / "photos", folder / "projected")
     with pytest.raises(InputError, match="holds other work"):  # the same in both
         train(Discs(), out=folder / "student", config=replace(STUDENT, lr=1.0), quiet=True)
 
@@ -154,7 +166,6 @@ def differences(
         name: float((mine[name].double() - other.double()).abs().max())
         / max(float(other.double().abs().max()), 1e-3)
         for name, other in others.items()
-        if name != "seconds"
     }
 
 
@@ -183,6 +194,7 @@ def alone(folder: Path) -> Path:
         exactly(patch)
         learn_student(folder / "alone-student")
         learn_generator(folder / "photos", folder / "alone-generator")
+        learn_projected(folder / "photos", folder / "alone-projected")
     return folder
 
 
@@ -204,6 +216,15 @@ def test_two_processes_learn_the_generator_of_one(folder: Path, alone: Path) -> 
     )
     assert max(differences(mine, others).values()) < 1e-5
     assert float(others["augment_probability"]) > 0
+
+
+def test_two_processes_learn_the_projected_generator_of_one(folder: Path, alone: Path) -> None:
+    """Batch normalization of the heads and their deviation among samples included."""
+    mine, others = (
+        Checkpoints(each / "checkpoints").load()[1]
+        for each in (folder / "projected", alone / "alone-projected")
+    )
+    assert max(differences(mine, others).values()) < 1e-4
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentseg.distributed import join
+from latentseg.distributed import Team, join
 from latentseg.errors import DivergedError, InputError
 from latentseg.files import claim, locked, read_json, write_json
 from latentseg.generators.training.config import CHANGEABLE, DEFAULTS, GeneratorTrainingConfig
@@ -96,7 +96,7 @@ def train_generator(
             training.seconds = team.first(lambda: _read_seconds(out / TIMING))
             say(f"continuing from step {step}", quiet=quiet)
         measures = Measures(
-            by_features=_distances(config, features, feature_weights, read, team.device, quiet),
+            by_features=_distances(config, features, feature_weights, read, team),
             fid=None if inception is None else FrechetDistance(inception, read.pixels),
         )
         name = name or out.absolute().name
@@ -119,8 +119,7 @@ def _distances(
     features: EfficientNetLite0 | None,
     path: Path | str | None,
     photos: Photos,
-    device: torch.device,
-    quiet: bool,
+    team: Team,
 ) -> FeatureDistances | None:
     """The distances by features; a training without features has them if they are installed."""
     if min(config.distance_images, len(photos)) <= NEIGHBOR:
@@ -131,9 +130,13 @@ def _distances(
         except InputError as error:
             if path is not None:
                 raise
-            say(f"fd-lite0, precision and recall are left out. {error}", quiet=quiet)
+            say(
+                f"fd-lite0, precision and recall are left out. {error}",
+                quiet=not team.is_first,
+            )
             return None
-    return FeatureDistances(features.to(device), photos.pixels)
+    # The first process alone writes reports.
+    return FeatureDistances(features.to(team.device), photos.pixels) if team.is_first else None
 
 
 def _recorded(config: GeneratorTrainingConfig) -> dict[str, Any]:

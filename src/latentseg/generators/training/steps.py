@@ -70,7 +70,7 @@ class Training:
         if features is None:
             return LogisticObjective(self.config, network, self.dtype)
         placed = _placed(features, self.device)
-        return ProjectedObjective(self.config, network, self.dtype, placed)
+        return ProjectedObjective(self.config, network, self.device, self.dtype, placed)
 
     def advance(self, photos: Photos) -> dict[str, Tensor]:
         """One step: the discriminator learns, then the generator. Returns the losses."""
