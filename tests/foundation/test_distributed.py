@@ -19,7 +19,7 @@ from latentseg.distributed import OwnDraws, Team, join, rank_and_world
 from latentseg.errors import InputError
 from latentseg.files import read_safetensors, verify_manifest
 from latentseg.generators.training import GeneratorTrainingConfig, loop, steps, train_generator
-from latentseg.generators.training.discriminator import minibatch_deviation
+from latentseg.generators.training.discriminator import minibatch_std
 from latentseg.generators.training.steps import own_rows
 from latentseg.images import write_image
 from latentseg.interrupts import Terminated
@@ -209,7 +209,7 @@ def test_two_processes_learn_the_student_of_one(folder: Path, alone: Path, name:
 
 
 def test_two_processes_learn_the_generator_of_one(folder: Path, alone: Path) -> None:
-    """Minibatch deviation, R1, average, mean style, adaptive augmentation and noise included."""
+    """Minibatch std, R1, average, mean style, adaptive augmentation and noise included."""
     mine, others = (
         Checkpoints(each / "checkpoints").load()[1]
         for each in (folder / "generator", alone / "alone-generator")
@@ -219,7 +219,7 @@ def test_two_processes_learn_the_generator_of_one(folder: Path, alone: Path) -> 
 
 
 def test_two_processes_learn_the_projected_generator_of_one(folder: Path, alone: Path) -> None:
-    """Batch normalization of the heads and their deviation among samples included."""
+    """Batch normalization of the heads and their std among samples included."""
     mine, others = (
         Checkpoints(each / "checkpoints").load()[1]
         for each in (folder / "projected", alone / "alone-projected")
@@ -310,19 +310,19 @@ def test_more_processes_than_pairs_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("batch", "world"), [(32, 2), (32, 3), (12, 3), (6, 1), (7, 1)])
-def test_rows_of_a_process_have_the_minibatch_deviation_of_the_batch(batch, world) -> None:
+def test_rows_of_a_process_have_the_minibatch_std_of_the_batch(batch, world) -> None:
     x = torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    expected, seen = minibatch_deviation(x), []
+    expected, seen = minibatch_std(x), []
     for rank in range(world):
         rows = own_rows(batch, Team(CPU, rank, world))
-        assert torch.allclose(minibatch_deviation(x[rows]), expected[rows], rtol=1e-6)
+        assert torch.allclose(minibatch_std(x[rows]), expected[rows], rtol=1e-6)
         seen += rows.tolist()
     assert sorted(seen) == list(range(batch))
 
 
 @pytest.mark.parametrize(("batch", "world"), [(8, 3), (6, 2), (7, 7)])
 def test_a_batch_whose_groups_cannot_be_shared_is_refused(batch: int, world: int) -> None:
-    with pytest.raises(InputError, match=f"--batch {batch}: {world} processes need"):
+    with pytest.raises(InputError, match=f"`batch`: {batch}: {world} processes need"):
         own_rows(batch, Team(CPU, 0, world))
 
 

@@ -15,7 +15,7 @@ from latentseg.generators import load_generator
 from latentseg.generators.training import GeneratorTrainingConfig, loop, train_generator
 from latentseg.generators.training.augmentation import augment
 from latentseg.generators.training.config import default_channels
-from latentseg.generators.training.discriminator import Discriminator, minibatch_deviation
+from latentseg.generators.training.discriminator import Discriminator, minibatch_std
 from latentseg.generators.training.distance import frechet, gaussian, sliced_wasserstein
 from latentseg.generators.training.photos import Photos, read_photos
 from latentseg.images import write_image
@@ -314,10 +314,10 @@ def test_translation_moves_the_picture_as_a_whole() -> None:
     assert {tuple(place) for place in moved[:, 0].nonzero()[:, 1:].tolist()} != {(8, 8)}
 
 
-def test_minibatch_deviation_tells_copies_from_variety() -> None:
+def test_minibatch_std_tells_copies_from_variety() -> None:
     same = torch.randn(1, 2, 4, 4).expand(8, -1, -1, -1)
-    assert minibatch_deviation(same)[:, -1].max() < 1e-3
-    assert minibatch_deviation(torch.randn(8, 2, 4, 4))[:, -1].min() > 0.5
+    assert minibatch_std(same)[:, -1].max() < 1e-3
+    assert minibatch_std(torch.randn(8, 2, 4, 4))[:, -1].min() > 0.5
 
 
 def test_discriminator_uses_the_class() -> None:

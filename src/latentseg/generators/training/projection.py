@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from latentseg.generators.families.stylegan2 import FullyConnected, normalise_second_moment
-from latentseg.generators.training.discriminator import minibatch_deviation
+from latentseg.generators.training.discriminator import minibatch_std
 from latentseg.weights.efficientnet_lite0 import CHANNELS, STRIDES, EfficientNetLite0
 
 MIXED_CHANNELS = (32, 64, 128, 256)  # after cross-channel mixing; half of Sauer et al. 2021
@@ -56,7 +56,7 @@ def _random_weight(out_channels: int, in_channels: int, size: int) -> Tensor:
 class Head(nn.Module):
     """A light discriminator of one scale: halvings down to 4 px, then a map of logits.
 
-    The deviation among samples stands beside the last maps, so that drawn images that are all alike
+    The std among samples stands beside the last maps, so that drawn images that are all alike
     are found out.
     """
 
@@ -82,7 +82,7 @@ class Head(nn.Module):
         """(B, C, H, W) to logits (B, positions) float32."""
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = F.leaky_relu(norm(layer(x)), SLOPE)
-        x = self.out(minibatch_deviation(x)).float().flatten(2)
+        x = self.out(minibatch_std(x)).float().flatten(2)
         if not self.n_classes or labels is None:
             return x[:, 0]
         embedded = self.embed(F.one_hot(labels, self.n_classes).float())

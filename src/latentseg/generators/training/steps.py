@@ -29,7 +29,7 @@ W_AVG_BETA = 0.995  # Karras et al. 2020
 
 
 class Training:
-    """The state of a training: three networks, two optimisers, the step.
+    """The state of a training: three networks, two optimizers, the step.
 
     The averaged generator (`average`) is the one that is kept.
     """
@@ -191,9 +191,9 @@ class Training:
 
 
 def own_rows(batch: int, team: Team) -> Tensor:
-    """The rows (n,) of a batch that this process computes: whole groups of `minibatch_deviation`.
+    """The rows (n,) of a batch that this process computes: whole groups of `minibatch_std`.
 
-    So the deviation of a group is known without asking the other processes.
+    So the std of a group is known without asking the other processes.
 
     Raises:
         InputError: the batch has fewer groups than there are processes, or no part of it may be
@@ -203,7 +203,7 @@ def own_rows(batch: int, team: Team) -> Tensor:
     positions = torch.arange(batch).view(group, -1)
     if team.world > positions.shape[1] or (team.world > 1 and group < GROUP):
         raise InputError(
-            f"--batch {batch}: {team.world} processes need a multiple of {GROUP} that is at least "
+            f"`batch`: {batch}: {team.world} processes need a multiple of {GROUP} that is at least "
             f"{GROUP * team.world}, as the discriminator compares the images in groups of {GROUP}."
         )
     return positions[:, team.part(positions.shape[1])].flatten()
