@@ -6,14 +6,7 @@ from typing import Any
 
 from latentseg.evaluation.papers import published_name, published_parts
 from latentseg.evaluation.protocols import PROTOCOLS
-
-FLOOR_NAMES = {
-    "everything": "everything is foreground",
-    "centre": "centre prior",
-    "ellipse": "best fixed ellipse",
-    "background": "everything is background",
-    "places": "most frequent class of each place",
-}
+from latentseg.evaluation.results import FLOOR_NAMES
 
 
 @dataclass(frozen=True)
