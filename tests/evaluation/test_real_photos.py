@@ -33,14 +33,14 @@ def test_evaluate_opens_a_bundled_segmenter_by_name(folder):
 def test_result_prints_as_a_table_and_is_short_in_a_repr(folder):
     result = evaluate(Bright(), folder, quiet=True)
     title, heading, *rows = str(result).splitlines()
-    assert title == f"{folder.name}, melas2021, 8 photos"
+    assert title == f"{folder.name}, melas2021, 8 images"
     assert heading.split() == ["acc", "IoU", "pooled", "IoU", "F", "max", "F"]
     names = [re.split(r"\s{2,}", row)[0] for row in rows]
     assert names[0] == "everything is foreground"
     assert names[-1] == "this segmenter"
     assert f"{result.iou:.3f}" in rows[-1]
     assert len({len(line) for line in rows}) == 1
-    assert repr(result).startswith(f"Result({folder.name}, melas2021, 8 photos: acc ")
+    assert repr(result).startswith(f"Result({folder.name}, melas2021, 8 images: acc ")
     assert len(repr(result)) < 200
 
 

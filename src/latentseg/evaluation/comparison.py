@@ -32,6 +32,11 @@ class Group:
     rows: list[Row]
 
     @property
+    def n_images(self) -> int:
+        """How many images were measured."""
+        return next(row.numbers["n_images"] for row in self.rows if row.kind == "ours")
+
+    @property
     def summary(self) -> str:
         """The protocol's rules in a sentence."""
         return PROTOCOLS[self.protocol].summary if self.protocol in PROTOCOLS else ""

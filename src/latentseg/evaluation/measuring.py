@@ -162,9 +162,14 @@ def _answer(
     images = [image for _, image, _ in waiting]
     if isinstance(scorer, ScorerByName):
         answers = [scorer.scores_by_name(name) for name, _, _ in waiting]
-    elif isinstance(scorer, BatchScorer):
-        answers = scorer.scores_batch(images)
     else:
-        answers = [scorer.scores(image) for image in images]
+        answers = score_all(scorer, images)
     for (name, _, truth), scores in zip(waiting, answers, strict=True):
         yield name, scores, truth
+
+
+def score_all(scorer: Scorer, images: Sequence[Pixels]) -> Sequence[Scores]:
+    """The scores of images (H, W, 3) of one size."""
+    if isinstance(scorer, BatchScorer):
+        return scorer.scores_batch(images)
+    return [scorer.scores(image) for image in images]

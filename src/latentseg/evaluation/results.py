@@ -115,7 +115,7 @@ class Result:
         numbers = ", ".join(
             f"{heading} {shown(getattr(self, name))}" for heading, name in self._columns.items()
         )
-        return f"Result({self.dataset}, {self.protocol}, {self.n_images} photos: {numbers})"
+        return f"Result({self.dataset}, {self.protocol}, {self.n_images} images: {numbers})"
 
     def __str__(self) -> str:
         rows = self._rows
@@ -144,7 +144,7 @@ class Result:
 
     @property
     def _title(self) -> str:
-        return f"{self.dataset}, {self.protocol}, {self.n_images} photos"
+        return f"{self.dataset}, {self.protocol}, {self.n_images} images"
 
     @property
     def _rows(self) -> list[list[str]]:
