@@ -13,7 +13,8 @@ import tyro
 
 from latentseg.datasets.pairs import FolderPairs
 from latentseg.datasets.real import RealDataset, open_dataset
-from latentseg.evaluation.protocols import Result, evaluate
+from latentseg.evaluation.measuring import measure
+from latentseg.evaluation.results import Result
 from latentseg.files import write_json
 from latentseg.generators import load_generator
 from latentseg.labelers.directions import DirectionsConfig, DirectionsLabeler, fit_directions
@@ -74,7 +75,7 @@ class Ablation:
 
     def measured(self, student: Segmenter) -> Result:
         """What a student reaches on the real photos."""
-        return evaluate(student, self.dataset, quiet=True)
+        return measure(student, self.dataset, quiet=True)
 
 
 def main(

@@ -19,13 +19,13 @@ import tyro
 
 from latentseg.datasets.pairs import FolderPairs
 from latentseg.datasets.real import RealDataset, open_dataset
+from latentseg.evaluation.measuring import measure
 from latentseg.evaluation.metrics import accuracy, confusion_matrix, iou, weighted_iou
-from latentseg.evaluation.protocols import evaluate
 from latentseg.files import read_json, write_json
 from latentseg.generators import load_generator
 from latentseg.generators.protocols import Generator
 from latentseg.images import read_mask, resize_mask, to_pixels
-from latentseg.inversion.search import invert
+from latentseg.inversion.folder import invert
 from latentseg.labelers.few_shot import (
     VARIANTS,
     FewShotConfig,
@@ -129,7 +129,7 @@ class Bench:
 
     def measure(self, segmenter: Segmenter, limit: int | None = None) -> dict[str, Any]:
         """The numbers of the protocol on the photos of the second part."""
-        result = evaluate(segmenter, self.split[1], protocol=PROTOCOL, limit=limit, quiet=True)
+        result = measure(segmenter, self.split[1], protocol=PROTOCOL, limit=limit, quiet=True)
         return result.to_json()
 
 

@@ -143,6 +143,37 @@ def test_stages_one_by_one_from_generator_to_masks_of_photos(latentseg, tmp_path
     assert (masks / "photo_cutout.png").is_file()
 
 
+def test_masks_of_any_tool_are_measured(latentseg, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", [blob(i) for i in range(3)])
+    for name, _, truth in list(dataset)[:2]:
+        write_mask(tmp_path / "masks" / f"{name}.png", truth)
+    options = ["--protocol", "feng2023", "--json", tmp_path / "result.json"]
+    code, out, err = latentseg("eval", tmp_path / "masks", tmp_path / "data", *options)
+    assert code == 0
+    assert "2 images" in out
+    assert "1 photos have no mask: 0002." in err
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["mean_iou"], result["trimap_mean"], result["n_images"]) == (1, 1, 2)
+    assert "ellipse" in result["floors"]
+
+
+def test_judge_scores_a_labeler_against_a_segmenter(latentseg, tmp_path: Path, model: Path) -> None:
+    labeler = tmp_path / "labeler"
+    quick = ["--search-steps", 12, "--search-restarts", 1, "--radius", 2]
+    assert latentseg("fit", "directions", WORLD, labeler, *quick)[0] == 0
+    options = ["--model", model, "--count", 5, "--json", tmp_path / "result.json"]
+    code, out, _ = latentseg("judge", WORLD, labeler, *options)
+    assert code == 0
+    assert "5 images" in out
+    assert "Pseudo truth" in out
+    (result, *_) = json.loads((tmp_path / "result.json").read_text())
+    assert (result["protocol"], result["n_images"]) == ("feng2023", 5)
+    assert result["setting"] == "all images"
+    code, _, err = latentseg("judge", WORLD, labeler, "--model", tmp_path / "no.tflite")
+    assert code == 1
+    assert "no.tflite: there is no such file" in err
+
+
 def test_predict_goes_on_after_a_bad_photo_and_names_it(
     latentseg, tmp_path: Path, model: Path
 ) -> None:

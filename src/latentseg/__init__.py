@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from latentseg.version import __version__
 
 if TYPE_CHECKING:
-    from latentseg.evaluation.protocols import evaluate
+    from latentseg.evaluation.real_photos import evaluate
     from latentseg.generators import list_generators, load_generator
     from latentseg.generators.training import train_generator
-    from latentseg.inversion.search import invert
+    from latentseg.inversion.folder import invert
     from latentseg.labelers import load_labeler
     from latentseg.labelers.directions import fit_directions
     from latentseg.labelers.few_shot import fit_few_shot
@@ -39,11 +39,11 @@ __all__ = [
 
 _HOMES = {
     "Segmenter": "latentseg.students.segmenter",
-    "evaluate": "latentseg.evaluation.protocols",
+    "evaluate": "latentseg.evaluation.real_photos",
     "fit_directions": "latentseg.labelers.directions",
     "fit_few_shot": "latentseg.labelers.few_shot",
     "fit_style_mixing": "latentseg.labelers.style_mixing",
-    "invert": "latentseg.inversion.search",
+    "invert": "latentseg.inversion.folder",
     "list_generators": "latentseg.generators",
     "load_generator": "latentseg.generators",
     "load_labeler": "latentseg.labelers",

@@ -14,9 +14,10 @@ from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.distributed import join
 from latentseg.errors import InputError
 from latentseg.evaluation.baselines import floors
+from latentseg.evaluation.measuring import measure
 from latentseg.evaluation.pictures import write_examples, write_pairs, write_story
-from latentseg.evaluation.protocols import Result, evaluate
 from latentseg.evaluation.report import render_report
+from latentseg.evaluation.results import Result
 from latentseg.files import (
     MANIFEST,
     claim,
@@ -446,7 +447,7 @@ class _Job:
             write_examples(segmenter, dataset, result, self.out / "examples")
 
     def _evaluate(self, segmenter: Segmenter, dataset: RealDataset) -> Result:
-        return evaluate(segmenter, dataset, protocol=self.config.protocol, quiet=self.quiet)
+        return measure(segmenter, dataset, protocol=self.config.protocol, quiet=self.quiet)
 
     def _say(self, stage: str, what: str) -> None:
         say(f"{stage}: {what}", quiet=self.quiet)

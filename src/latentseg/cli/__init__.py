@@ -18,6 +18,7 @@ from latentseg.cli.distance import distance
 from latentseg.cli.flags import COMMON, CommonFlags, tell, write_result
 from latentseg.cli.generators import convert, generators, train_generator
 from latentseg.cli.job import run
+from latentseg.cli.judge import judge
 from latentseg.cli.labelers import fit, instances, paint
 from latentseg.cli.photos import invert
 from latentseg.cli.students import evaluate, export, predict, train
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "synth": synth,
     "instances": instances,
     "invert": invert,
+    "judge": judge,
     "train": train,
     "eval": evaluate,
     "predict": predict,
