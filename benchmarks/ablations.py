@@ -16,7 +16,9 @@ from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.evaluation.protocols import Result, evaluate
 from latentseg.files import write_json
 from latentseg.generators import load_generator
-from latentseg.labelers.directions import DirectionsConfig, DirectionsLabeler, fit_directions
+from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.directions_settings import DirectionsConfig
+from latentseg.labelers.fit_directions import fit_directions
 from latentseg.students.segmenter import Segmenter, ensemble
 from latentseg.students.training import PRESETS, train
 from latentseg.synthesis.writers import synthesize
