@@ -339,9 +339,7 @@ def test_options_when_of_an_earlier_version_then_they_are_read_or_refused_by_nam
 
 
 def test_labeler_when_the_layer_is_not_one_of_the_generators_then_it_is_refused():
-    with pytest.raises(
-        InputError, match=r"`first_mixed_layer`: expected 0 to 2.* found 3"
-    ):
+    with pytest.raises(InputError, match=r"`first_mixed_layer`: expected 0 to 2.* found 3"):
         StyleMixingLabeler(
             World(), config=replace(BRIEF, first_mixed_layer=3), seed=0, names=FOREGROUND
         )

@@ -4,14 +4,11 @@ Nothing heavy is imported here, so that the command line can show them at once.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from latentseg.configs import check_choices, check_range
 from latentseg.errors import InputError
 from latentseg.labelers.kinds import LabelerKind, Story, deferred
-
-if TYPE_CHECKING:
-    from latentseg.labelers.directions import DirectionsLabeler
 
 Mode = Literal["light", "dark", "both"]
 Loss = Literal["official", "paper"]
@@ -128,7 +125,7 @@ SETTINGS = {
     ),
 }
 
-KIND: "LabelerKind[DirectionsLabeler]" = LabelerKind(
+KIND = LabelerKind(
     name="directions",
     title="Latent directions (Melas-Kyriazi et al. 2021)",
     config=DirectionsConfig,

@@ -21,7 +21,8 @@ from latentseg.labelers.clustering import cluster, nearest
 from latentseg.labelers.descriptions import read_labeler, write_labeler
 from latentseg.labelers.feature_clusters_settings import KIND, SETTINGS, FeatureClustersConfig
 from latentseg.labelers.features import Hypercolumns, check_features
-from latentseg.labelers.fitting import Fitted, fit_labeler
+from latentseg.labelers.fitting import fit_labeler
+from latentseg.labelers.kinds import Fitted
 from latentseg.labelers.mask_measures import area_share
 from latentseg.labelers.naming import (
     NAMES,

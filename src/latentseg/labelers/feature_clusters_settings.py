@@ -4,14 +4,10 @@ Nothing heavy is imported here, so that the command line can show the settings a
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from latentseg.configs import check_range
 from latentseg.labelers.kinds import LabelerKind, Story, deferred
 from latentseg.labelers.memory import GIB
-
-if TYPE_CHECKING:
-    from latentseg.labelers.feature_clusters import FeatureClustersLabeler
 
 MOST_SEGMENTS = 254  # class ids of a mask: 0 is the background, 255 is ignored
 
@@ -52,7 +48,7 @@ class FeatureClustersConfig:
 
 SETTINGS = {"ours": FeatureClustersConfig()}
 
-KIND: "LabelerKind[FeatureClustersLabeler]" = LabelerKind(
+KIND = LabelerKind(
     name="feature-clusters",
     title="Clusters of features (Pakhomov et al. 2021)",
     config=FeatureClustersConfig,

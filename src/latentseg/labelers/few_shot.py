@@ -18,7 +18,7 @@ from latentseg.images import contact_sheet as compose
 from latentseg.labelers.descriptions import read_labeler, write_labeler
 from latentseg.labelers.features import Hypercolumns
 from latentseg.labelers.few_shot_settings import KIND, SETTINGS, FewShotConfig
-from latentseg.labelers.fitting import Fitted, fit_labeler
+from latentseg.labelers.fitting import fit_labeler
 from latentseg.labelers.head_training import HeadTraining, PaintedFeatures
 from latentseg.labelers.heads import (
     Ensemble,
@@ -27,6 +27,7 @@ from latentseg.labelers.heads import (
     entropy,
     jensen_shannon,
 )
+from latentseg.labelers.kinds import Fitted
 from latentseg.labelers.mask_measures import area_share
 from latentseg.labelers.overview import LEAST_CELL_PX, sample_counts
 from latentseg.labelers.painted import PaintedImages

@@ -4,15 +4,12 @@ Nothing heavy is imported here, so that the command line can show the settings a
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from latentseg.configs import check_choices, check_range
 from latentseg.errors import InputError
 from latentseg.labelers.kinds import LabelerKind, Story, deferred
 from latentseg.labelers.memory import GIB
-
-if TYPE_CHECKING:
-    from latentseg.labelers.few_shot import FewShotLabeler
 
 HeadName = Literal["mlp-small", "mlp", "cnn", "cnn-s", "cnn-m", "cnn-l", "ensemble"]
 Resize = Literal["bilinear", "aligned", "bicubic", "nearest"]
@@ -143,7 +140,7 @@ SETTINGS = {
     "datasetgan": FewShotConfig(head="ensemble", training=DATASETGAN),
 }
 
-KIND: "LabelerKind[FewShotLabeler]" = LabelerKind(
+KIND = LabelerKind(
     name="few-shot",
     title="Parts from a few painted images (Tritrong et al. 2021)",
     config=FewShotConfig,

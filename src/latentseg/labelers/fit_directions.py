@@ -15,7 +15,8 @@ from latentseg.images import Pixels, to_pixels
 from latentseg.labelers.direction_search import Direction, find_direction
 from latentseg.labelers.directions import DirectionsLabeler
 from latentseg.labelers.directions_settings import KIND, SETTINGS, DirectionsConfig
-from latentseg.labelers.fitting import Fitted, fit_labeler
+from latentseg.labelers.fitting import fit_labeler
+from latentseg.labelers.kinds import Fitted
 from latentseg.labelers.losses import center_minus_border, edges
 from latentseg.labelers.mask_measures import Masks, area_share, edge_alignment, mask_iou
 from latentseg.labelers.overview import sample_counts, samples_sheet

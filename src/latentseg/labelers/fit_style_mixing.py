@@ -13,7 +13,8 @@ from latentseg.errors import InputError
 from latentseg.files import read_json, write_json
 from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import Pixels, class_colours, to_pixels
-from latentseg.labelers.fitting import Fitted, fit_labeler
+from latentseg.labelers.fitting import fit_labeler
+from latentseg.labelers.kinds import Fitted
 from latentseg.labelers.mask_measures import mask_iou
 from latentseg.labelers.naming import ClassNames, default_names, write_class_page
 from latentseg.labelers.overview import sample_counts, samples_sheet

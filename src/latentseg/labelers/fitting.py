@@ -4,41 +4,21 @@ A folder is claimed for what was asked, locked while work is done in it, and fin
 manifest is there; the same call again then reads what it holds.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from latentseg.errors import InputError
 from latentseg.files import MANIFEST, claim, locked, write_json
 from latentseg.generators.protocols import Generator
-from latentseg.images import Pixels, write_image
-from latentseg.labelers.kinds import LabelerKind
+from latentseg.images import write_image
+from latentseg.labelers.kinds import Fitted, LabelerKind
 from latentseg.labelers.needs import check_ability
 from latentseg.labelers.overview import write_overview
 from latentseg.labelers.painted import PaintedImages, read_painting
 from latentseg.labelers.protocols import Labeler
 
 L = TypeVar("L", bound=Labeler)
-L_co = TypeVar("L_co", bound=Labeler, covariant=True)
-
-
-@dataclass(frozen=True)
-class Fitted(Generic[L_co]):
-    """A labeler, and how to report on it.
-
-    Attributes:
-        labeler: The labeler.
-        quality: Makes the content of quality.json, JSON values; None: what the filters make of
-            samples.
-        sheet: Draws contact_sheet.png, (H, W, 3) uint8; None: images beside their masks.
-        finish: What else is done in the folder before the labeler is saved there.
-    """
-
-    labeler: L_co
-    quality: Callable[[], dict[str, Any]] | None = None
-    sheet: Callable[[], Pixels] | None = None
-    finish: Callable[[Path], None] | None = None
 
 
 def fit_labeler(

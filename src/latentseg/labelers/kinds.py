@@ -10,10 +10,28 @@ from latentseg.configs import from_json
 from latentseg.errors import CorruptFileError, InputError
 
 if TYPE_CHECKING:
-    from latentseg.labelers.fitting import Fitted
+    from latentseg.images import Pixels
     from latentseg.labelers.protocols import Labeler
 
 L_co = TypeVar("L_co", bound="Labeler", covariant=True)
+
+
+@dataclass(frozen=True)
+class Fitted(Generic[L_co]):
+    """A labeler, and how to report on it.
+
+    Attributes:
+        labeler: The labeler.
+        quality: Makes the content of quality.json, JSON values; None: what the filters make of
+            samples.
+        sheet: Draws contact_sheet.png, (H, W, 3) uint8; None: images beside their masks.
+        finish: What else is done in the folder before the labeler is saved there.
+    """
+
+    labeler: L_co
+    quality: Callable[[], dict[str, Any]] | None = None
+    sheet: "Callable[[], Pixels] | None" = None
+    finish: Callable[[Path], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class LabelerKind(Generic[L_co]):
     title: str
     config: type
     settings: Mapping[str, Any]
-    fit: "Callable[..., Fitted[L_co]]"
+    fit: Callable[..., Fitted[L_co]]
     load: Callable[..., L_co]
     needs: str | None = None
     takes_painted: bool = False

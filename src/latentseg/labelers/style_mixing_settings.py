@@ -4,14 +4,11 @@ Nothing heavy is imported here, so that the command line can show the settings a
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from latentseg.configs import check_choices, check_range
 from latentseg.labelers.kinds import LabelerKind, Story, deferred
 from latentseg.labelers.memory import GIB
-
-if TYPE_CHECKING:
-    from latentseg.labelers.style_mixing import StyleMixingLabeler
 
 Meaning = Literal["shared", "matched"]
 Rule = Literal["border", "center", "vote"]
@@ -71,7 +68,7 @@ class StyleMixingConfig:
 
 SETTINGS = {"ours": StyleMixingConfig()}
 
-KIND: "LabelerKind[StyleMixingLabeler]" = LabelerKind(
+KIND = LabelerKind(
     name="style-mixing",
     title="Style mixing (Feng et al. 2023)",
     config=StyleMixingConfig,

@@ -8,8 +8,7 @@ import torch
 
 from latentseg.generators.protocols import Generator, Latents
 from latentseg.labelers.descriptions import read_labeler, write_labeler
-from latentseg.labelers.fitting import Fitted
-from latentseg.labelers.kinds import LabelerKind
+from latentseg.labelers.kinds import Fitted, LabelerKind
 from latentseg.labelers.protocols import Labelled
 
 
