@@ -17,7 +17,9 @@ from latentseg.evaluation.measuring import measure
 from latentseg.evaluation.results import Result
 from latentseg.files import write_json
 from latentseg.generators import load_generator
-from latentseg.labelers.directions import DirectionsConfig, DirectionsLabeler, fit_directions
+from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.directions_settings import DirectionsConfig
+from latentseg.labelers.fit_directions import fit_directions
 from latentseg.students.segmenter import Segmenter, ensemble
 from latentseg.students.training import PRESETS, train
 from latentseg.synthesis.writers import synthesize

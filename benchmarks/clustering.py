@@ -24,11 +24,9 @@ def labeler_of(name: str, device: str, restarts: int) -> "StyleMixingLabeler":
     """Default options, without a search for the first mixed layer."""
     from latentseg.generators import load_generator
     from latentseg.labelers.naming import ClassNames
-    from latentseg.labelers.style_mixing import (
-        StyleMixingConfig,
-        StyleMixingLabeler,
-        check_variants,
-    )
+    from latentseg.labelers.style_mixing import StyleMixingLabeler
+    from latentseg.labelers.style_mixing_settings import StyleMixingConfig
+    from latentseg.labelers.variants import check_variants
 
     generator = load_generator(name, device=device)
     layer = round(LAYER_SHARE * check_variants(generator).n_layers)
@@ -42,12 +40,12 @@ def draw_pixels(name: str, device: str, n_images: int, file: Path) -> Row:
     import torch
 
     from latentseg.files import write_safetensors
-    from latentseg.labelers.style_mixing import describe
+    from latentseg.labelers.variants import descriptors
 
     labeler = labeler_of(name, device, 1)
     latents = labeler.own_latents(n_images)
     parts = [
-        describe(variants, labeler.config).mT.cpu()
+        descriptors(variants).mT.cpu()
         for start in range(0, n_images, 4)
         for variants in labeler.drawn(latents[start : start + 4])
     ]
@@ -106,7 +104,7 @@ def scikit_learn(file: Path, k: int, restarts: int) -> Row:
 
 def mask(name: str, device: str, n_images: int, restarts: int, seconds: float) -> Row:
     """From latents to masks: drawing, clustering, filters."""
-    from latentseg.labelers.style_mixing import draw_variants
+    from latentseg.labelers.variants import draw_variants
 
     labeler = labeler_of(name, device, restarts)
     latents = labeler.own_latents(n_images)

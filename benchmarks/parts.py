@@ -26,14 +26,9 @@ from latentseg.generators import load_generator
 from latentseg.generators.protocols import Generator
 from latentseg.images import read_mask, resize_mask, to_pixels
 from latentseg.inversion.folder import invert
-from latentseg.labelers.few_shot import (
-    VARIANTS,
-    FewShotConfig,
-    FewShotLabeler,
-    PaintedImages,
-    fit_few_shot,
-    read_painting,
-)
+from latentseg.labelers.few_shot import FewShotLabeler, fit_few_shot
+from latentseg.labelers.few_shot_settings import SETTINGS, FewShotConfig
+from latentseg.labelers.painted import PaintedImages, read_painting
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import TrainConfig, train
@@ -46,8 +41,8 @@ SHOTS, PHOTOS = (1, 5, 10), (1, 5, 10, 20, 50, 100, 200)
 STUDENT = TrainConfig(width=0.25, steps=400, batch=16, decay_at=280, augment="photo")
 PAINTER = replace(STUDENT, steps=1_200, decay_at=840)
 HEADS = {
-    "MLP": VARIANTS["ours"],
-    "CNN": replace(VARIANTS["ours"], head="cnn"),
+    "MLP": SETTINGS["ours"],
+    "CNN": replace(SETTINGS["ours"], head="cnn"),
 }
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from latentseg.generators import Generator, Latents
-    from latentseg.labelers.directions import DirectionsConfig
+    from latentseg.labelers.directions_settings import DirectionsConfig
 
 JUDGED = 0x5EA  # keeps the images that judge apart from those of the searches
 AT_ONCE = 32  # images
@@ -105,18 +105,18 @@ def settings(
     sign: str, official_steps: int | None, lrs: tuple[float, ...]
 ) -> dict[str, "DirectionsConfig"]:
     """By name: the official settings, ours, and ours with one start and larger steps."""
-    from latentseg.labelers.directions import VARIANTS
+    from latentseg.labelers.directions_settings import SETTINGS
 
-    official = replace(VARIANTS["official"], mode=sign)  # pyright: ignore[reportArgumentType]
+    official = replace(SETTINGS["official"], mode=sign)  # pyright: ignore[reportArgumentType]
     if official_steps is not None:
         official = replace(official, steps=official_steps)
     ours = replace(
-        VARIANTS["ours"],
+        SETTINGS["ours"],
         mode=official.mode,
         contrast_weight=official.contrast_weight,
         structure_weight=official.structure_weight,
         steps=official.steps,
-        restart_steps=min(VARIANTS["ours"].restart_steps, official.steps),
+        restart_steps=min(SETTINGS["ours"].restart_steps, official.steps),
     )
     larger = {f"ours, one start, lr {lr:g}": replace(ours, lr=lr, restarts=1) for lr in lrs}
     return {"official": official, "ours": ours, **larger}

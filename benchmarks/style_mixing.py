@@ -23,16 +23,13 @@ from latentseg.generators.protocols import Latents
 from latentseg.images import Pixels, to_pixels
 from latentseg.labelers import load_labeler
 from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
+from latentseg.labelers.fit_style_mixing import fit_style_mixing
+from latentseg.labelers.mask_measures import area_share
 from latentseg.labelers.naming import ClassNames
 from latentseg.labelers.protocols import Labeler, Labelled
-from latentseg.labelers.refinement import area_share
-from latentseg.labelers.style_mixing import (
-    StyleMixingConfig,
-    StyleMixingLabeler,
-    check_variants,
-    draw_variants,
-    fit_style_mixing,
-)
+from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.style_mixing_settings import StyleMixingConfig
+from latentseg.labelers.variants import check_variants, draw_variants
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter
 

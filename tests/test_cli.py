@@ -332,11 +332,11 @@ def test_flags_of_a_method_that_takes_no_part_are_refused(latentseg, tmp_path: P
     for arguments in (
         ("fit", "directions", WORLD, tmp_path / "out", "--k", 3),
         ("fit", "style-mixing", WORLD, tmp_path / "out", "--radius", 2),
-        ("run", WORLD, tmp_path / "out", "--method", "style-mixing", "--variant", "paper"),
-        ("run", WORLD, tmp_path / "out", "--spatial-weight", 0),
+        ("run", WORLD, tmp_path / "out", "--method", "style-mixing", "--search-steps", 3),
+        ("run", WORLD, tmp_path / "out", "--method", "feature-clusters", "--variants", 3),
     ):
         code, _, err = latentseg(*arguments)
-        assert code == 1
+        assert code == 2
         assert "which is not asked for" in err
     assert not (tmp_path / "out").exists()
 
@@ -373,11 +373,11 @@ def test_painted_images_teach_a_head_that_labels_a_dataset(latentseg, tmp_path: 
     painted, head, data = tmp_path / "painted", tmp_path / "head", tmp_path / "data"
     write_painting(painted, painting(1))
     world = "tests.few_shot_world:FewShotWorld"
-    assert latentseg("fit", "few-shot", world, head, "--labels", painted, "--quiet")[0] == 0
+    assert latentseg("fit", "few-shot", world, head, "--painted", painted, "--quiet")[0] == 0
     assert latentseg("synth", world, head, data, "--count", 3, "--quiet")[0] == 0
     assert json.loads((data / "dataset.json").read_text())["classes"] == ["body", "head", "foot"]
     code, _, err = latentseg("fit", "few-shot", world, tmp_path / "x")
-    assert (code, "--labels" in err) == (1, True)
+    assert (code, "--painted" in err) == (2, True)
 
 
 def test_clusters_of_features_label_without_labels(latentseg, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from latentseg.generators.training import train_generator
     from latentseg.inversion.folder import invert
     from latentseg.labelers import load_labeler
-    from latentseg.labelers.directions import fit_directions
+    from latentseg.labelers.feature_clusters import fit_feature_clusters
     from latentseg.labelers.few_shot import fit_few_shot
-    from latentseg.labelers.style_mixing import fit_style_mixing
+    from latentseg.labelers.fit_directions import fit_directions
+    from latentseg.labelers.fit_style_mixing import fit_style_mixing
     from latentseg.students.segmenter import Segmenter
     from latentseg.students.training import train
     from latentseg.synthesis.writers import synthesize
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit_directions",
+    "fit_feature_clusters",
     "fit_few_shot",
     "fit_style_mixing",
     "invert",
@@ -40,9 +42,10 @@ __all__ = [
 _HOMES = {
     "Segmenter": "latentseg.students.segmenter",
     "evaluate": "latentseg.evaluation.real_photos",
-    "fit_directions": "latentseg.labelers.directions",
+    "fit_directions": "latentseg.labelers.fit_directions",
+    "fit_feature_clusters": "latentseg.labelers.feature_clusters",
     "fit_few_shot": "latentseg.labelers.few_shot",
-    "fit_style_mixing": "latentseg.labelers.style_mixing",
+    "fit_style_mixing": "latentseg.labelers.fit_style_mixing",
     "invert": "latentseg.inversion.folder",
     "list_generators": "latentseg.generators",
     "load_generator": "latentseg.generators",

@@ -7,7 +7,7 @@ import pytest
 from latentseg.app.head_preview import HeadPreview
 from latentseg.errors import InputError
 from latentseg.images import IGNORE
-from latentseg.labelers.head_training import OURS
+from latentseg.labelers.few_shot_settings import OURS
 from tests.few_shot_world import FewShotWorld
 from tests.labelers.test_few_shot import QUICK, mean_iou, painting
 from tests.parts_world import PARTS

@@ -30,7 +30,9 @@ from latentseg.inversion.noise_maps import (
 from latentseg.inversion.search import Inversion
 from latentseg.inversion.settings import SETTINGS, InversionConfig
 from latentseg.labelers import load_labeler
-from latentseg.labelers.few_shot import OURS, FewShotConfig, PaintedImages, fit_few_shot
+from latentseg.labelers.few_shot import fit_few_shot
+from latentseg.labelers.few_shot_settings import OURS, FewShotConfig
+from latentseg.labelers.painted import PaintedImages
 from tests.generators.tiny_dcgan import TINY as DCGAN
 from tests.generators.tiny_stylegan1 import TINY as STYLEGAN1
 from tests.generators.tiny_stylegan2 import tiny

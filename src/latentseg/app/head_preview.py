@@ -10,16 +10,11 @@ from torch import Tensor
 from latentseg.errors import InputError
 from latentseg.generators.protocols import Generator
 from latentseg.images import IGNORE, Pixels
-from latentseg.labelers.few_shot import (
-    VARIANTS,
-    FewShotConfig,
-    PaintedImages,
-    answer,
-    hypercolumns,
-    painted_features,
-)
+from latentseg.labelers.few_shot import answer, hypercolumns, painted_features
+from latentseg.labelers.few_shot_settings import SETTINGS, FewShotConfig
 from latentseg.labelers.head_training import HeadTraining
 from latentseg.labelers.heads import Ensemble
+from latentseg.labelers.painted import PaintedImages
 
 
 class HeadPreview:
@@ -37,7 +32,7 @@ class HeadPreview:
     """
 
     def __init__(
-        self, generator: Generator, *, config: FewShotConfig = VARIANTS["ours"], seed: int = 0
+        self, generator: Generator, *, config: FewShotConfig = SETTINGS["ours"], seed: int = 0
     ) -> None:
         self.config, self.seed = config, seed
         self.columns = hypercolumns(generator, config)

@@ -82,16 +82,16 @@ def _print_abilities(common: Common, title: str, rows: dict[str, tuple[str, ...]
     from rich import box
     from rich.table import Table
 
-    from latentseg.labelers import METHODS, labelers_for
+    from latentseg.labelers import kinds, labelers_for
 
     # Narrow enough for 80 columns.
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0)
     )
-    for column in ("", "abilities", *METHODS):
+    for column in ("", "abilities", *kinds()):
         table.add_column(column.replace("-", "-\n"), no_wrap=True)
     for name, has in rows.items():
-        served = ("yes" if method in labelers_for(has) else "-" for method in METHODS)
+        served = ("yes" if method in labelers_for(has) else "-" for method in kinds())
         table.add_row(name, ", ".join(has), *served)
     console(common).print(table)
 

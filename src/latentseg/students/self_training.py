@@ -18,7 +18,8 @@ from latentseg.devices import autocast, pick_device, pick_precision
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import MANIFEST, claim, locked, write_json, write_manifest
 from latentseg.images import IGNORE, Pixels, cover, list_images, read_image, to_tensor
-from latentseg.labelers.refinement import area_share, large_components
+from latentseg.labelers.components import large_components
+from latentseg.labelers.mask_measures import area_share
 from latentseg.progress import Progress, say
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import PRESETS, TrainConfig, train

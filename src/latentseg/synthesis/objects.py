@@ -20,8 +20,7 @@ from latentseg.labelers.instances import (
     segment_instances,
     write_coco,
 )
-from latentseg.labelers.protocols import Labeler
-from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.protocols import Labeler, SegmentsRegions
 from latentseg.progress import Progress
 from latentseg.synthesis.writers import RECORDS
 
@@ -63,8 +62,11 @@ def segment_objects(
             the dataset, a box not in its image, or there are none.
         CorruptFileError: a file of the dataset has changed since it was written.
     """
-    if not isinstance(labeler, StyleMixingLabeler):
-        raise InputError("objects in boxes are found by style mixing; this is another labeler.")
+    if not isinstance(labeler, SegmentsRegions):
+        raise InputError(
+            f"labeler {labeler.info['method']!r}: cannot look for objects in boxes, as one of "
+            "`latentseg fit style-mixing` can."
+        )
     dataset, out = Path(dataset), Path(out)
     verify_manifest(dataset)
     description = read_json(dataset / "dataset.json")
@@ -103,7 +105,7 @@ def segment_objects(
     return out
 
 
-def _drawn_with(labeler: StyleMixingLabeler, seeds: Sequence[int]) -> Latents:
+def _drawn_with(labeler: Labeler, seeds: Sequence[int]) -> Latents:
     generator = labeler.generator
     return generator.sample(torch.tensor(seeds, dtype=torch.int64, device=generator.device))
 
