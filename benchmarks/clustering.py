@@ -69,7 +69,7 @@ def forget_peak() -> int:
     return peak_bytes()
 
 
-def ours(file: Path, device: str, k: int, restarts: int, method: str) -> Row:
+def ours(file: Path, device: str, k: int, restarts: int) -> Row:
     """latentseg's clustering of all images at once."""
     import torch
 
@@ -77,15 +77,14 @@ def ours(file: Path, device: str, k: int, restarts: int, method: str) -> Row:
 
     points = pixels(file, device)
     seeds = torch.zeros(len(points), dtype=torch.int64)
-    cluster(points[:8], k, seeds=seeds[:8], method=method, restarts=restarts)  # pyright: ignore[reportArgumentType]
+    cluster(points[:8], k, seeds=seeds[:8], restarts=restarts)
     finish(points.device)
     before = forget_peak()
     began = time.perf_counter()
-    found = cluster(points, k, seeds=seeds, method=method, restarts=restarts)  # pyright: ignore[reportArgumentType]
+    found = cluster(points, k, seeds=seeds, restarts=restarts)
     finish(points.device)
     seconds = time.perf_counter() - began
-    inertia = float(found.inertia.sum()) if method == "kmeans" else float("nan")
-    return _row(f"latentseg {method}", points, seconds, inertia, before)
+    return _row("latentseg", points, seconds, float(found.inertia.sum()), before)
 
 
 def scikit_learn(file: Path, k: int, restarts: int) -> Row:
@@ -157,15 +156,12 @@ def main(
     with TemporaryDirectory() as folder:
         file = Path(folder) / "pixels.safetensors"
         in_fresh_process(draw_pixels, generator, device, images, file)
-        rows = [
-            in_fresh_process(ours, file, device, k, restarts, method)
-            for method in ("kmeans", "spherical", "mixture")
-        ]
+        own = in_fresh_process(ours, file, device, k, restarts)
         reference = in_fresh_process(scikit_learn, file, k, restarts)
     slow = reference["seconds"]
     rows = [
         {**row, "times faster": f"{float(slow) / float(row['seconds']):.1f}"}
-        for row in [*rows, reference]
+        for row in (own, reference)
     ]
     title = f"{images} images of {generator}, k = {k}, {restarts} starts"
     show(title, rows, device=device, json_file=json)

@@ -127,12 +127,12 @@ def watch(
 ) -> Row:
     """Runs the search, notes every few steps, and judges when the clock has stopped."""
     from latentseg.generators import load_generator
-    from latentseg.labelers import directions
+    from latentseg.labelers import direction_search
 
     generator = Counted(load_generator(name, device=device))
     searches: list[Any] = []
     noted: list[tuple[int, int, float, int, Tensor]] = []
-    plain_step = directions._Search.step
+    plain_step = direction_search._Search.step
 
     def step(search: Any) -> None:
         plain_step(search)
@@ -145,8 +145,8 @@ def watch(
             noted.append((steps, generator.images, seconds, searches.index(search), direction))
 
     began = time.process_time()
-    with patch.object(directions._Search, "step", step):
-        found = directions.find_direction(generator, config.mode, config=config, seed=seed)
+    with patch.object(direction_search._Search, "step", step):
+        found = direction_search.find_direction(generator, config.mode, config=config, seed=seed)
     seconds, images = time.process_time() - began, generator.images
     best = min(range(len(found.starts)), key=found.starts.__getitem__)
     compared = config.restarts * config.restart_steps if config.restarts > 1 else 0

@@ -6,7 +6,7 @@ images together; that of a trimap is over the pixels near the true boundary alon
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -235,7 +235,7 @@ def main(
         found[title] = rows
         if json is not None:
             about = {"model": str(model), "generator": opened.info.to_json(), "count": count}
-            write_json(json, {**about, "options": labeler.config.to_json(), "tables": found})
+            write_json(json, {**about, "options": asdict(labeler.config), "tables": found})
 
 
 if __name__ == "__main__":

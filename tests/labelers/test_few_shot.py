@@ -322,7 +322,7 @@ def test_config_when_written_then_it_is_read_alike(config: FewShotConfig):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: FewShotConfig(head="tree"),
+        lambda: FewShotConfig(head="tree"),  # pyright: ignore[reportArgumentType]
         lambda: FewShotConfig(min_area=2),
         lambda: FewShotConfig(memory=0),
         lambda: KIND.options({"hed": "mlp"}, "here"),
