@@ -25,7 +25,7 @@ from latentseg.files import read_json, write_json
 from latentseg.generators import load_generator
 from latentseg.generators.protocols import Generator
 from latentseg.images import read_mask, resize_mask, to_pixels
-from latentseg.inversion.search import invert
+from latentseg.inversion.folder import invert
 from latentseg.labelers.few_shot import (
     VARIANTS,
     FewShotConfig,

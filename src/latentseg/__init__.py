@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from latentseg.evaluation.protocols import evaluate
     from latentseg.generators import list_generators, load_generator
     from latentseg.generators.training import train_generator
-    from latentseg.inversion.search import invert
+    from latentseg.inversion.folder import invert
     from latentseg.labelers import load_labeler
     from latentseg.labelers.directions import fit_directions
     from latentseg.labelers.few_shot import fit_few_shot
@@ -43,7 +43,7 @@ _HOMES = {
     "fit_directions": "latentseg.labelers.directions",
     "fit_few_shot": "latentseg.labelers.few_shot",
     "fit_style_mixing": "latentseg.labelers.style_mixing",
-    "invert": "latentseg.inversion.search",
+    "invert": "latentseg.inversion.folder",
     "list_generators": "latentseg.generators",
     "load_generator": "latentseg.generators",
     "load_labeler": "latentseg.labelers",

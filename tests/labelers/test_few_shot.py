@@ -1,5 +1,4 @@
 import json
-import threading
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,6 @@ from latentseg.labelers.few_shot import (
     VARIANTS,
     FewShotConfig,
     FewShotLabeler,
-    HeadPreview,
     PaintedImages,
     answer,
     fit_few_shot,
@@ -343,36 +341,3 @@ def test_config_when_written_then_it_is_read_alike(config: FewShotConfig):
 def test_config_when_wrong_then_it_is_refused(make):
     with pytest.raises(InputError, match=r"expected|must be|at least|Perhaps"):
         make()
-
-
-def test_preview_when_taught_then_it_answers_for_other_images():
-    preview = HeadPreview(FewShotWorld(), config=QUICK)
-    with pytest.raises(InputError, match="no head yet"):
-        preview.predict([1])
-    made = painting()
-    assert not preview.fit([("empty", 0, np.full((32, 32), IGNORE, np.uint8))], PARTS)
-    assert preview.fit([("0000", 0, made.masks[0])], PARTS)
-    truth = painting(3, first=5)
-    found = preview.predict(truth.seeds)
-    assert found.dtype == np.uint8
-    assert mean_iou(found, truth.masks) > 0.9
-    with pytest.raises(InputError, match="class id"):
-        preview.fit([("0000", 0, made.masks[0])], PARTS[:1])
-
-
-def test_preview_when_called_again_while_at_work_then_the_latest_call_wins():
-    endless = replace(QUICK, training=replace(OURS, steps=10**9))
-    preview, made, finished = HeadPreview(FewShotWorld(), config=endless), painting(), []
-
-    def teach() -> None:
-        finished.append(preview.fit([("0000", 0, made.masks[0])], PARTS))
-
-    first = threading.Thread(target=teach)
-    first.start()
-    while preview.newest == 0:
-        first.join(0.01)
-    preview.config = QUICK
-    assert preview.fit([("0000", 0, made.masks[0])], PARTS)
-    first.join(30)
-    assert finished == [False]
-    assert mean_iou(preview.predict([0]), made.masks) > 0.9

@@ -122,8 +122,8 @@ def paint(
         raise InputError(
             f"the painter needs an extra ({error}): pip install 'latentseg[app]'"
         ) from error
+    from latentseg.app.head_preview import HeadPreview
     from latentseg.generators import HasFeatures
-    from latentseg.labelers.few_shot import HeadPreview
 
     opened = open_generator(generator, checkpoint, common)
     head = None

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -660,79 +659,3 @@ def contact_sheet(labeler: FewShotLabeler, *, n: int = SHOWN) -> Pixels:
     height, width = labeler.generator.info.size
     scale = max(1, round(LEAST_CELL_PX / max(height, width)))
     return compose(rows, cell=(height * scale, width * scale))
-
-
-class HeadPreview:
-    """A quick head for the painter: taught again after every change, in a thread of its own.
-
-    `fit` may be called while another call is still at work: that one gives up within a step.
-
-    Args:
-        generator: It has features.
-        config: Head and training; few seconds are enough for the default.
-        seed: Of the training.
-
-    Raises:
-        InputError: the generator has no features.
-    """
-
-    def __init__(
-        self, generator: Generator, *, config: FewShotConfig = VARIANTS["ours"], seed: int = 0
-    ) -> None:
-        self.config, self.seed = config, seed
-        self.columns = hypercolumns(generator, config)
-        self.newest = 0
-        self.heads: Ensemble | None = None
-        self.maps: dict[int, list[Tensor]] = {}
-        self.lock = threading.Lock()
-
-    def fit(self, painted: Sequence[tuple[str, int, Pixels]], classes: Sequence[str]) -> bool:
-        """Teaches a head; False if a later call came before it was ready, or nothing is painted.
-
-        Args:
-            painted: Name, seed and mask (H, W) uint8 of the images; 255 is not painted.
-            classes: Names, without the background. One that is painted nowhere is never answered.
-
-        Raises:
-            InputError: a mask has another size, or an id without a class.
-            DivergedError: the loss became NaN or infinite.
-        """
-        with self.lock:
-            self.newest += 1
-            mine = self.newest
-        some = [entry for entry in painted if (entry[2] != IGNORE).any()]
-        if not some:
-            return False
-        names, seeds, masks = zip(*some, strict=True)
-        painting = PaintedImages(tuple(classes), names, seeds, np.stack(masks))
-        painting.check_ids(self.columns.generator.info.size)
-        features = painted_features(self.columns, painting)
-        features.kept = {i: self.maps[s] for i, s in enumerate(seeds) if s in self.maps}
-        training = HeadTraining(
-            features,
-            self.config.head,
-            len(classes) + 1,
-            config=self.config.training,
-            seed=self.seed,
-        )
-        is_done = training.run(quiet=True, is_wanted=lambda: self.newest == mine)
-        with self.lock:
-            # Of images that are no longer painted nothing is kept.
-            self.maps = {seeds[i]: maps for i, maps in features.kept.items()}
-            if is_done and self.newest == mine:
-                self.heads = training.heads
-        return is_done
-
-    def predict(self, seeds: Sequence[int]) -> Pixels:
-        """Masks of the images of `seeds`, (N, H, W) uint8, by the newest finished head.
-
-        Raises:
-            InputError: no head is finished yet.
-        """
-        heads = self.heads
-        if heads is None:
-            raise InputError("no head yet: paint something, and let it be taught.")
-        generator = self.columns.generator
-        latents = generator.sample(torch.tensor(list(seeds), device=generator.device))
-        probabilities = answer(heads, self.columns, latents).probabilities
-        return probabilities.argmax(dim=1).to(torch.uint8).cpu().numpy()
