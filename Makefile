@@ -76,4 +76,4 @@ licenses: .venv/with-audit .venv/with-export
 
 # Without this machine's settings, so that the lock names public addresses only.
 lock: .venv/with-audit
-	$(BIN)/uv lock --no-config --default-index https://pypi.org/simple
+	$(BIN)/uv lock --no-config --default-index https://pypi.org/simple --upgrade-package $(TORCH)
