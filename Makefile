@@ -72,6 +72,7 @@ sbom: .venv/with-audit
 		-o build/sbom.json
 
 licenses: .venv/with-audit .venv/with-export
+	@mkdir -p build
 	$(BIN)/python .ci/licenses.py > build/licenses.md && mv build/licenses.md docs/licenses.md
 
 # Without this machine's settings, so that the lock names public addresses only.
