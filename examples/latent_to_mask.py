@@ -2,7 +2,7 @@
 
 Only the ideas are here: no filters, no choice of settings, no resuming. The library has all of
 those, and computes what the papers print where this page only resembles it. Run it in the root of
-a clone; it takes a quarter of a minute and writes a picture:
+a clone; it takes some ten seconds and writes a picture:
 
     python examples/latent_to_mask.py latent_to_mask.png
 """
@@ -28,7 +28,7 @@ prior = distance.mean() - distance  # (H, W): positive in the middle of an image
 
 # Melas-Kyriazi et al. 2021. Eq. 1: one direction v in the latent space makes the center of every
 # image lighter (sign 1) or darker (sign -1), and moves no edge. Gradient descent finds it.
-def direction(sign, steps=20):
+def direction(sign, steps=12):
     """A unit vector, in the shape of a latent."""
     v = normalize(torch.randn(generator.info.latent, generator=torch.manual_seed(0)), dim=0)
     for step in range(steps):

@@ -61,3 +61,31 @@ def test_the_paper_preset_in_the_methods_is_that_of_the_code():
 def test_python_in_documents_is_python(path):
     for code in blocks(path, "python"):
         compile(code, path.name, "exec")
+
+
+def test_moved_modules_are_where_the_table_says():
+    source, table = ROOT / "src" / "latentseg", (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (`[^|]+`) \|$", table.split("## Where files")[1], re.MULTILINE
+    )
+    assert len(rows) > 40
+    for old, new in rows:
+        assert not (source / old).exists(), old
+        for path in re.findall(r"`([^`]+)`", new):
+            assert (source / path).exists(), path
+
+
+BRITISH = re.compile(
+    r"\b\w*(?:colour|centre|grey|licence|labelled|labelling|neighbour|behaviour|favour|learnt)\w*"
+    r"|\b\w*(?:normal|recogn|minim|maxim|optim|initial|synthes|summar|general|regular)is(?:e|ing|ation)\w*"
+    r"|\bdata sets?\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_are_in_american_spelling(path):
+    text = re.sub(
+        r"^```.*?^```|^    .*?$|`[^`]*`|\]\([^)]*\)", "", path.read_text(), flags=re.S | re.M
+    )
+    assert not BRITISH.findall(text)

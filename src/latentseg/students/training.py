@@ -120,7 +120,8 @@ def train(
             see `model_card.FIELDS`.
         start: Begin with the weights of this segmenter instead of random ones.
         device: "auto", "cpu", "cuda", "mps".
-        devices, nodes: Processes on each machine, and machines, as `distributed.join` has them.
+        devices: Processes on each machine, as `distributed.join` has them.
+        nodes: Machines.
         quiet: No progress line.
 
     Returns:

@@ -67,7 +67,8 @@ def train_generator(
         name: Of the generator; by default the name of `out`.
         licence: Of the weights, written into the card.
         device: "auto", "cpu", "cuda", ...
-        devices, nodes: Processes on each machine, and machines, as `distributed.join` has them.
+        devices: Processes on each machine, as `distributed.join` has them.
+        nodes: Machines.
         quiet: Print nothing.
 
     Returns:
