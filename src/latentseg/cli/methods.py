@@ -137,6 +137,7 @@ def field_flags(
             help = help.replace("Bytes that", "GiB that")
         if kind == bool | None:
             kind = Literal["yes", "no"] | None
+            value = {True: "yes", False: "no"}.get(value)
         if value is True:  # tyro makes it a flag that begins with no-
             help = f"Do not: {help}"
         found.append(FieldFlag(here, f"{prefix}{flag}", kind, value, help, unit))
