@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from latentseg.configs import check_choice, check_choices, check_range
 from latentseg.devices import pick_device
 from latentseg.errors import CorruptFileError, DivergedError, InputError, LatentsegError
 from latentseg.files import (
@@ -111,20 +112,11 @@ class InversionConfig:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("steps", "candidates", "mean_samples", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: must be at least 1.")
-        for name in ("lr", "ramp_up", "ramp_down", "jitter_until"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name} {getattr(self, name)}: expected more than 0, at most 1.")
-        for name in ("jitter", "noise_weight", "pixel_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} {getattr(self, name)}: must not be below 0.")
-        choices = {"space": (*get_args(Space), None), "start": ("mean", "drawn")}
-        for name, known in {**choices, "unit": ("raw", "spread")}.items():
-            if getattr(self, name) not in known:
-                listed = ", ".join(str(each) for each in known)
-                raise InputError(f"{name} {getattr(self, name)!r}: expected one of {listed}.")
+        check_choices(self)
+        check_choice("space", self.space, (*get_args(Space), None))
+        check_range(self, ("steps", "candidates", "mean_samples", "batch"), 1)
+        check_range(self, ("lr", "ramp_up", "ramp_down", "jitter_until"), above=0, most=1)
+        check_range(self, ("jitter", "noise_weight", "pixel_weight"), 0)
 
     def learning_rate(self, t: float) -> float:
         """That of a step, where `t` in [0, 1) is the share of the steps before it.

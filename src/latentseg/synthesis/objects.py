@@ -74,7 +74,7 @@ def segment_objects(
     if difference is not None:
         raise InputError(f"{dataset}: drawn by a generator with {difference}.")
     if drawn_by.get("bank") != labeler.generator.info.bank:
-        raise InputError(f"{dataset}: drawn from other latents. Give the --latents of that time.")
+        raise InputError(f"{dataset}: drawn from other latents. Give the `latents` of that time.")
     records = read_records(dataset)
     suffix = next((dataset / "images").iterdir()).suffix
     seeds = {f"{record['name']}{suffix}": record["seed"] for record in records}

@@ -331,14 +331,14 @@ def train_generator(
     """
     config, out = config or GeneratorTrainingConfig(), Path(out)
     team = join(device, devices=devices, nodes=nodes)
-    quiet = quiet or not team.is_first
+    quiet = quiet or not team.is_rank_zero
     read = read_photos(photos, config.size, with_classes=with_classes)
     wanted = asdict(config) | {"photos": len(read), "classes": list(read.classes)}
-    with team.led(locked(out)):
-        team.first(lambda: claim(out, wanted, free=("images", *SETTINGS)))
+    with team.rank_zero_context(locked(out)):
+        team.on_rank_zero(lambda: claim(out, wanted, free=("images", *SETTINGS)))
         training = Training(config, len(read.classes), team)
         checkpoints = Checkpoints(out / "checkpoints")
-        step, state = team.first(checkpoints.load)
+        step, state = team.on_rank_zero(checkpoints.load)
         if state:
             training.load(state)
             say(f"continuing from step {step}", quiet=quiet)
@@ -378,10 +378,10 @@ def _loop(
                 progress.update(training.step, **{k: v.item() for k, v in losses.items()})
                 training.seconds = seconds_before + time.monotonic() - began
             if is_due:
-                team.first(partial(report.write, training, losses))
+                team.on_rank_zero(partial(report.write, training, losses))
             # After the report: what a kill between the two leaves out is then made again.
             if is_due or signal:
-                team.first(lambda: checkpoints.save(training.step, training.state()))
+                team.on_rank_zero(lambda: checkpoints.save(training.step, training.state()))
             if signal:
                 interrupt.number = signal
                 interrupt.release()
