@@ -30,7 +30,7 @@ from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
 from latentseg.students.augmentation import AUGMENTATIONS, augment
 from latentseg.students.model_card import check_card
-from latentseg.students.networks import build_network, count_parameters
+from latentseg.students.networks import MAX_WIDTH, build_network, count_parameters
 from latentseg.students.segmenter import Segmenter
 from latentseg.training_states import Checkpoints
 from latentseg.version import __version__
@@ -65,7 +65,7 @@ class TrainConfig:
         check_range(self, ("batch",), 2)  # batch normalization needs two
         check_range(self, ("lr", "decay"), 0)
         check_range(self, ("weight_decay", "clip"), above=0)
-        check_range(self, ("width",), above=0, most=16)
+        check_range(self, ("width",), above=0, most=MAX_WIDTH)
         check_range(self, ("decay_at", "seed"))
 
 
