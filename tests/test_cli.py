@@ -298,7 +298,11 @@ def test_checkpoint_is_converted_fitted_and_drawn_from(latentseg, tmp_path: Path
 
 def test_wrong_option_and_wrong_family_of_a_checkpoint_are_explained(latentseg, tmp_path) -> None:
     pickle = ROOT / "tests/data/golden/stylegan2-ada/uncond32/network-snapshot-025000.pkl"
-    for option, message in (("psi", "NAME=VALUE"), ("psi=3", "psi 3"), ("size=3", "no option")):
+    for option, message in (
+        ("psi", "NAME=VALUE"),
+        ("psi=3", "`psi`: expected above 0"),
+        ("size=3", "no option"),
+    ):
         code, _, err = latentseg("convert", pickle, tmp_path / "out", "--option", option)
         assert code == 1
         assert message in err

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from latentseg.configs import check_range
 from latentseg.datasets.pairs import FolderPairs, Pairs
 from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.distributed import join
@@ -90,6 +91,7 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_range(self, ("count",), 1)
         first, *others = kinds = self.kinds
         if self.agree is not None and self.vote is not None:
             raise InputError("`agree`, `vote`: a second method either agrees or votes, not both.")
@@ -198,7 +200,7 @@ def run(
             "`photos`: self-training is done by one process. Leave them out, and go on from this "
             "run with `latentseg train DATASET OUT --photos PHOTOS`."
         )
-    device, quiet = str(team.device), quiet or not team.is_first
+    device, quiet = str(team.device), quiet or not team.is_rank_zero
     source = load_generator(
         generator,
         device=device,
@@ -229,15 +231,15 @@ def run(
             "python": platform.python_version(),
         },
     }
-    with team.led(locked(out)):
-        team.first(lambda: claim(out, asked, free=("versions", "keep_dataset")))
-        if team.first(lambda: (out / MANIFEST).is_file()):
-            team.first(lambda: verify_manifest(out))
+    with team.rank_zero_context(locked(out)):
+        team.on_rank_zero(lambda: claim(out, asked, free=("versions", "keep_dataset")))
+        if team.on_rank_zero(lambda: (out / MANIFEST).is_file()):
+            team.on_rank_zero(lambda: verify_manifest(out))
             say(f"{out}: finished before; see {out / 'report.html'}", quiet=quiet)
             return Segmenter.from_pretrained(out / "model", device=device)
         job = _Job(source, out, config, images, device=device, quiet=quiet)
-        labelers = team.in_turn(job.fit)
-        synthetic = team.in_turn(
+        labelers = team.rank_zero_first(job.fit)
+        synthetic = team.rank_zero_first(
             lambda: {name: job.pairs(name, labeler) for name, labeler in labelers.items()}
         )
         student = job.student(synthetic)
@@ -257,7 +259,7 @@ def run(
             if not keep_dataset:
                 shutil.rmtree(out / "dataset", ignore_errors=True)
 
-        team.first(conclude)
+        team.on_rank_zero(conclude)
     return Segmenter.from_pretrained(out / "model", device=device)
 
 

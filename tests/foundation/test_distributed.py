@@ -305,7 +305,7 @@ def test_parts_are_the_whole(world: int) -> None:
 
 
 def test_more_processes_than_pairs_are_refused() -> None:
-    with pytest.raises(InputError, match="8 processes for 7 parts"):
+    with pytest.raises(InputError, match="8 processes for a batch of 7"):
         Team(CPU, 0, 8).part(7)
 
 
@@ -352,8 +352,8 @@ def test_one_process_needs_no_engine() -> None:
     ("environment", "options", "message"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"devices": 4}, "2 processes were started"),
-        ({}, {"devices": 0}, "--devices 0 --nodes 1: at least 1"),
-        ({}, {"device": "tpu", "devices": 2}, "--device tpu"),
+        ({}, {"devices": 0}, "`devices` 0, `nodes` 1: expected at least 1"),
+        ({}, {"device": "tpu", "devices": 2}, "`device`: expected"),
     ],
 )
 def test_wrong_numbers_of_processes_are_refused(monkeypatch, environment, options, message) -> None:

@@ -24,6 +24,7 @@ from latentseg.files import (
 from latentseg.generators.family import Imported, Options, Sampling, SavedGenerator
 from latentseg.generators.protocols import GeneratorInfo
 from latentseg.generators.registry import find_family
+from latentseg.plain_data import parse_json
 from latentseg.weights.containers import Checkpoint
 
 FORMAT = 2
@@ -109,7 +110,7 @@ def load_file(checkpoint: Checkpoint, options: Options = NO_OPTIONS) -> SavedGen
         CorruptFileError: damaged.
     """
     try:
-        config = json.loads(checkpoint.metadata["generator"])
+        config = parse_json(checkpoint.metadata["generator"])
     except ValueError as error:
         raise CorruptFileError(f"{checkpoint.path}: its metadata is not JSON ({error}).") from error
     path = checkpoint.path

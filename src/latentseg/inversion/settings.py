@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from latentseg.errors import InputError
+from latentseg.configs import check_choice, check_choices, check_range
 
 Space = Literal["w", "w+", "z"]
 
@@ -55,24 +55,11 @@ class InversionConfig:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("steps", "candidates", "mean_samples", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}`: expected at least 1, found {getattr(self, name)}.")
-        for name in ("lr", "ramp_up", "ramp_down", "jitter_until"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(
-                    f"`{name}`: expected more than 0 and at most 1, found {getattr(self, name)}."
-                )
-        for name in ("jitter", "noise_weight", "pixel_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(
-                    f"`{name}`: expected a number of at least 0, found {getattr(self, name)}."
-                )
-        choices = {"space": (*get_args(Space), None), "start": ("mean", "drawn")}
-        for name, known in {**choices, "unit": ("raw", "std")}.items():
-            if getattr(self, name) not in known:
-                listed = " or ".join(str(each) for each in known)
-                raise InputError(f"`{name}`: expected {listed}, found {getattr(self, name)!r}.")
+        check_choices(self)
+        check_choice("space", self.space, (*get_args(Space), None))
+        check_range(self, ("steps", "candidates", "mean_samples", "batch"), 1)
+        check_range(self, ("lr", "ramp_up", "ramp_down", "jitter_until"), above=0, most=1)
+        check_range(self, ("jitter", "noise_weight", "pixel_weight"), 0)
 
     def learning_rate(self, t: float) -> float:
         """The learning rate of a step before which the share `t` in [0, 1) of the steps lies.

@@ -29,7 +29,17 @@ import torch
 from latentseg.datasets.pairs import SOFT
 from latentseg.datasets.shard_files import DESCRIPTION, Shard, cut, kinds, pack
 from latentseg.errors import InputError, LatentsegError, NotFinishedError
-from latentseg.files import MANIFEST, atomic, claim, free_bytes, read_json, sha256, write_json
+from latentseg.files import (
+    MANIFEST,
+    atomic,
+    claim,
+    free_bytes,
+    guarded,
+    read_json,
+    refuse_links,
+    sha256,
+    write_json,
+)
 from latentseg.generators.protocols import Generator
 from latentseg.images import encode
 from latentseg.interrupts import HeldInterrupt
@@ -169,7 +179,13 @@ class _Tally:
 
 def work(stream: Stream, job: _Job, report: Report) -> None:
     """One worker: makes its own shards, then helps with the others until all are whole."""
-    (job.out / WORK).mkdir(exist_ok=True)
+    with guarded(job.out):
+        refuse_links(job.out / WORK)
+        (job.out / WORK).mkdir(exist_ok=True)
+        _make_all(stream, job, report)
+
+
+def _make_all(stream: Stream, job: _Job, report: Report) -> None:
     is_shared = _has_locks(job.out / WORK)
     for shard in job.own:
         _forget_damaged(job, shard, is_shared)
@@ -437,7 +453,7 @@ def _claim(job: _Job, stream: Stream, count: int, shard_size: int) -> None:
     if held > count:
         raise InputError(
             f"{job.out}: {held} samples were asked for already, more than the {count} now. A part "
-            "of a dataset can be used with --limit; or choose another folder."
+            "of a dataset can be used with `limit`; or choose another folder."
         )
     if 0 < held < count:
         (job.out / MANIFEST).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError, LatentsegError, UnsafeFileError
-from latentseg.files import read_safetensors, sha256
+from latentseg.files import open_regular, read_safetensors, sha256
 from latentseg.weights.archives import is_archive, unpacked
 from latentseg.weights.openvino_ir import read_graph
 from latentseg.weights.pickles import read_pickle
@@ -185,7 +185,7 @@ def _opened(path: Path, part: str | None, most_nested: int) -> Checkpoint:
         return Checkpoint(path, _folder_sha256(path), "folder", {})
     if not os.path.isfile(path):  # unlike Path.is_file, never raises on a hostile name
         raise InputError(f"{path}: there is no such file.")
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         start = stream.read(64)
     if start.lstrip(b"\xef\xbb\xbf \r\n").startswith(XML):
         return _of_networks(path, _networks(path.parent))

@@ -83,18 +83,18 @@ def train_generator(
     """
     config, out = config or GeneratorTrainingConfig(), Path(out)
     team = join(device, devices=devices, nodes=nodes)
-    quiet = quiet or not team.is_first
+    quiet = quiet or not team.is_rank_zero
     read = read_photos(photos, config.size, with_classes=with_classes)
     wanted = _recorded(config) | {"photos": len(read), "classes": list(read.classes)}
-    with team.led(locked(out)):
-        team.first(lambda: claim(out, wanted, free=("images", *CHANGEABLE)))
+    with team.rank_zero_context(locked(out)):
+        team.on_rank_zero(lambda: claim(out, wanted, free=("images", *CHANGEABLE)))
         features = _features(config, feature_weights)
         training = Training(config, len(read.classes), team, features)
         checkpoints = Checkpoints(out / "checkpoints")
-        step, state = team.first(checkpoints.load)
+        step, state = team.on_rank_zero(checkpoints.load)
         if state:
             training.load(state)
-            training.seconds = team.first(lambda: _read_seconds(out / TIMING))
+            training.seconds = team.on_rank_zero(lambda: _read_seconds(out / TIMING))
             say(f"continuing from step {step}", quiet=quiet)
         measures = Measures(
             by_features=_distances(config, features, feature_weights, read, team),
@@ -133,11 +133,11 @@ def _distances(
                 raise
             say(
                 f"fd-lite0, precision and recall are left out. {error}",
-                quiet=not team.is_first,
+                quiet=not team.is_rank_zero,
             )
             return None
     # The first process alone writes reports.
-    return FeatureDistances(features.to(team.device), photos.pixels) if team.is_first else None
+    return FeatureDistances(features.to(team.device), photos.pixels) if team.is_rank_zero else None
 
 
 def _recorded(config: GeneratorTrainingConfig) -> dict[str, Any]:
@@ -184,13 +184,13 @@ def _loop(
                 _check(losses, training, checkpoints)
                 training.seconds = seconds_before + time.monotonic() - began
             if is_due:
-                distances = team.first(partial(report.write, training, losses))
+                distances = team.on_rank_zero(partial(report.write, training, losses))
             if is_due or signal or training.step % CHECK_EVERY == 0:
                 numbers = {name: value.item() for name, value in losses.items()}
                 progress.update(training.step, **numbers, **distances)
             # After the report: what a kill between the two leaves out is then made again.
             if is_due or signal or training.step % SAVE_EVERY == 0:
-                team.first(partial(_save, training, checkpoints))
+                team.on_rank_zero(partial(_save, training, checkpoints))
             if signal:
                 interrupt.number = signal
                 interrupt.release()

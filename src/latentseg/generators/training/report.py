@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentseg.files import write_text
+from latentseg.files import read_text, write_text
 from latentseg.generators.families.stylegan2 import StyleGAN2
 from latentseg.generators.family import Sampling
 from latentseg.generators.folders import save_generator
@@ -177,7 +177,7 @@ def measure_distance(network: StyleGAN2, photos: Tensor, n: int) -> dict[str, fl
 
 def append_metrics(path: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
     """Adds one object to a JSONL file, replacing rows of the same or a later step; all rows."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [json.loads(line) for line in read_text(path).splitlines()] if path.exists() else []
     rows = [*(earlier for earlier in rows if earlier["step"] < row["step"]), row]
     write_text(path, "".join(json.dumps(each) + "\n" for each in rows))
     return rows
