@@ -215,7 +215,7 @@ class TestRefusals:
     )
     def test_formats_that_are_programs_are_never_opened(self, file, read, content):
         file.write_bytes(content)
-        with pytest.raises(CorruptFileError, match="cannot identify"):
+        with pytest.raises(CorruptFileError, match="of no format that is read"):
             read(file)
 
     def test_a_missing_file_is_refused(self, file, read):

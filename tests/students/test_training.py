@@ -345,7 +345,7 @@ def test_seed_decides_the_weights(tmp_path):
     ],
 )
 def test_wrong_options_are_refused(field, value):
-    with pytest.raises(InputError, match=f"--{field.replace('_', '-')}"):
+    with pytest.raises(InputError, match=f"`{field}`: expected"):
         replace(TINY, **{field: value})
 
 

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from latentseg.errors import InputError, LatentsegError
 from latentseg.evaluation.comparison import group_results, headline, ours_among_papers
-from latentseg.evaluation.figures import Line, Panel, bar_chart, histogram, line_chart
 from latentseg.evaluation.papers import DATASETS, PUBLISHED
+from latentseg.figures import Line, Panel, bar_chart, histogram, line_chart
 from latentseg.files import read_bytes, read_json, write_text
 from latentseg.images import encode, read_image, resize
 from latentseg.plain_data import parse_json

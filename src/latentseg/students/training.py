@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from latentseg.configs import check_choice, check_range
 from latentseg.datasets.pairs import Batch, FolderPairs, Pairs
 from latentseg.devices import autocast, pick_precision
 from latentseg.distributed import Team, join, normalise_over_all
@@ -29,7 +30,7 @@ from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
 from latentseg.students.augmentation import AUGMENTATIONS, augment
 from latentseg.students.model_card import check_card
-from latentseg.students.networks import build_network, count_parameters
+from latentseg.students.networks import MAX_WIDTH, build_network, count_parameters
 from latentseg.students.segmenter import Segmenter
 from latentseg.training_states import Checkpoints
 from latentseg.version import __version__
@@ -57,18 +58,15 @@ class TrainConfig:
     clip: float | None = None  # largest absolute value in a gradient
 
     def __post_init__(self) -> None:
-        if self.augment not in AUGMENTATIONS:
-            raise InputError(f"--augment {self.augment}: expected {', '.join(AUGMENTATIONS)}.")
-        if self.precision == "fp16":
-            raise InputError("--precision fp16: gradients would vanish. Use auto, fp32 or bf16.")
-        for name in ("steps", "report_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1.")
-        for name in ("weight_decay", "clip"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise InputError(f"--{name.replace('_', '-')} {value}: above 0, or left out.")
-        if self.batch < 2:
-            raise InputError(f"--batch {self.batch}: batch normalisation needs at least 2.")
+        check_choice("augment", self.augment, tuple(AUGMENTATIONS))
+        # In fp16, gradients would vanish.
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16"))
+        check_range(self, ("steps", "report_every", "checkpoint_every"), 1)
+        check_range(self, ("batch",), 2)  # batch normalization needs two
+        check_range(self, ("lr", "decay"), 0)
+        check_range(self, ("weight_decay", "clip"), above=0)
+        check_range(self, ("width",), above=0, most=MAX_WIDTH)
+        check_range(self, ("decay_at", "seed"))
 
 
 PRESETS = {
@@ -128,7 +126,8 @@ def train(
             see `model_card.FIELDS`.
         start: Begin with the weights of this segmenter instead of random ones.
         device: "auto", "cpu", "cuda", "mps".
-        devices, nodes: Processes on each machine, and machines, as `distributed.join` has them.
+        devices: Processes on each machine, as `distributed.join` has them.
+        nodes: Machines.
         quiet: No progress line.
 
     Returns:
@@ -145,13 +144,13 @@ def train(
     out, card = Path(out), {**(card or {}), "training": asdict(config)}
     check_card(card)
     team = join(device, devices=devices, nodes=nodes)
-    with team.led(locked(out)):
-        team.first(lambda: claim(out, _record(pairs, config, card, start), free=_FREE))
-        if not team.first((out / "model" / MANIFEST).is_file):
+    with team.rank_zero_context(locked(out)):
+        team.on_rank_zero(lambda: claim(out, _record(pairs, config, card, start), free=_FREE))
+        if not team.on_rank_zero((out / "model" / MANIFEST).is_file):
             training = _Training(pairs, config, out, start=start, team=team)
-            training.run(quiet=quiet or not team.is_first)
-            team.first(lambda: training.segmenter(card).save(out / "model"))
-        team.first(lambda: _finish(out))
+            training.run(quiet=quiet or not team.is_rank_zero)
+            team.on_rank_zero(lambda: training.segmenter(card).save(out / "model"))
+        team.on_rank_zero(lambda: _finish(out))
     return Segmenter.from_pretrained(out / "model", device=str(team.device))
 
 
@@ -249,10 +248,10 @@ class _Training:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay or 0.0
         )
-        self.step, tensors = team.first(self.checkpoints.load)
+        self.step, tensors = team.on_rank_zero(self.checkpoints.load)
         if tensors:
             self._restore(tensors)
-        team.first(lambda: _cut_metrics(self.metrics, self.step))
+        team.on_rank_zero(lambda: _cut_metrics(self.metrics, self.step))
 
     def run(self, *, quiet: bool) -> None:
         """Takes all steps that are left, with states and metrics written on the way."""
@@ -275,11 +274,11 @@ class _Training:
                 is_last = self.step == config.steps
                 if is_last or self.step % config.report_every == 0:
                     logits = self.team.whole(logits, config.batch)
-                    if self.team.is_first:
+                    if self.team.is_rank_zero:
                         self._report(sum(losses) / len(losses), logits, batch, progress)
                     losses = []
                 if is_last or signal or self.step % config.checkpoint_every == 0:
-                    self.team.first(lambda: self.checkpoints.save(self.step, self._state()))
+                    self.team.on_rank_zero(lambda: self.checkpoints.save(self.step, self._state()))
                 progress.update(self.step, loss=loss)
                 if signal:
                     interrupt.number = signal
@@ -349,7 +348,7 @@ class _Training:
         return DivergedError(
             f"step {self.step}: NaN or infinity in {place}. "
             f"The last good state is {good or 'the beginning'}. "
-            "Train into another folder with a lower --lr, or with --precision fp32."
+            "Train into another folder with a lower `lr`, or with `precision` fp32."
         )
 
     def _report(self, loss: float, logits: Tensor, batch: Batch, progress: Progress) -> None:

@@ -19,8 +19,7 @@ from latentseg.labelers.instances import (
     segment_instances,
     write_coco,
 )
-from latentseg.labelers.protocols import Labeler
-from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.protocols import Labeler, SegmentsRegions
 from latentseg.progress import Progress
 from latentseg.synthesis.writers import read_records
 
@@ -62,8 +61,11 @@ def segment_objects(
             the dataset, a box not in its image, or there are none.
         CorruptFileError: a file of the dataset has changed since it was written.
     """
-    if not isinstance(labeler, StyleMixingLabeler):
-        raise InputError("objects in boxes are found by style mixing; this is another labeler.")
+    if not isinstance(labeler, SegmentsRegions):
+        raise InputError(
+            f"labeler {labeler.info['method']!r}: cannot look for objects in boxes, as one of "
+            "`latentseg fit style-mixing` can."
+        )
     dataset, out = Path(dataset), Path(out)
     verify_manifest(dataset)
     description = read_json(dataset / "dataset.json")
@@ -74,7 +76,7 @@ def segment_objects(
     if difference is not None:
         raise InputError(f"{dataset}: drawn by a generator with {difference}.")
     if drawn_by.get("bank") != labeler.generator.info.bank:
-        raise InputError(f"{dataset}: drawn from other latents. Give the --latents of that time.")
+        raise InputError(f"{dataset}: drawn from other latents. Give the `latents` of that time.")
     records = read_records(dataset)
     suffix = next((dataset / "images").iterdir()).suffix
     seeds = {f"{record['name']}{suffix}": record["seed"] for record in records}
@@ -105,7 +107,7 @@ def segment_objects(
     return out
 
 
-def _drawn_with(labeler: StyleMixingLabeler, seeds: Sequence[int]) -> Latents:
+def _drawn_with(labeler: Labeler, seeds: Sequence[int]) -> Latents:
     generator = labeler.generator
     return generator.sample(torch.tensor(seeds, dtype=torch.int64, device=generator.device))
 

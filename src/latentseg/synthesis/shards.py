@@ -419,7 +419,8 @@ def _serve(ordered: bytes, job: _Job, pipe: Connection) -> None:
     """A worker process: reports (shard, samples, candidates), or the error that stopped it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     torch.set_num_threads(1)
-    generator, labeler, seed, block, soft = pickle.loads(ordered)  # made by `_pickled`, no file
+    # Made by `_pickled` in the process that started this one; it was never in a file.
+    generator, labeler, seed, block, soft = pickle.loads(ordered)  # nosec B301
     stream = Stream(generator, labeler, seed=seed, block=block, soft=soft, is_ahead=False)
     with suppress(BrokenPipeError):  # the process that started it is gone
         try:

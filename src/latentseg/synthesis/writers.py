@@ -109,7 +109,7 @@ def synthesize(
         is_finished = (out / MANIFEST).is_file()
         if is_finished:
             verify_manifest(out)
-        tally = _resume(out, suffix, soft)
+        tally = _resume(out, suffix, soft, n_filters=len(labeler.filters))
         if tally.count > count:
             raise InputError(
                 f"{out}: holds {tally.count} samples already, more than the {count} asked for. "
@@ -145,7 +145,7 @@ class _Tally:
         self.removed = [a + b for a, b in zip_longest(self.removed, record["removed"], fillvalue=0)]
 
 
-def _resume(out: Path, suffix: str, soft: bool) -> _Tally:
+def _resume(out: Path, suffix: str, soft: bool, *, n_filters: int) -> _Tally:
     """Counts what was entered and is intact; forgets the rest, like a line that a kill cut off."""
     tally, end = _Tally(), 0
     path = out / RECORDS
@@ -154,6 +154,8 @@ def _resume(out: Path, suffix: str, soft: bool) -> _Tally:
             for line in journal:
                 record = _parse(line)
                 if record.get("name") != _name(tally.count):
+                    break
+                if len(record["removed"]) != n_filters:
                     break
                 if not _is_intact(_paths(out, record["name"], suffix, soft), record):
                     break

@@ -1,0 +1,82 @@
+"""Measuring a segmenter on real photos, beside the floors: the command `latentseg eval`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from latentseg.datasets.real import Groups, RealDataset, open_dataset
+from latentseg.errors import InputError
+from latentseg.evaluation.baselines import floors
+from latentseg.evaluation.mask_folders import holds_masks, open_masks
+from latentseg.evaluation.measuring import Scorer, measure
+from latentseg.evaluation.results import Result
+from latentseg.progress import say
+from latentseg.students.segmenter import Segmenter
+
+
+@runtime_checkable
+class Mirrorable(Protocol):
+    """A scorer that can average its answer with that for the mirrored photo."""
+
+    def mirrored(self) -> Scorer:
+        """The same scorer, which always does."""
+        ...
+
+
+def evaluate(
+    model: Scorer | Path | str,
+    dataset: RealDataset | Path | str,
+    *,
+    protocol: str = "melas2021",
+    classes: Sequence[str] | None = None,
+    foreground: int | None = None,
+    group: Groups = (),
+    limit: int | None = None,
+    flip: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+) -> Result:
+    """Measures a segmenter on real photos, beside floors that need no look at the photos.
+
+    Args:
+        model: A segmenter or anything else that scores images; the name or folder of a segmenter;
+            or a folder of masks that another tool made: see `open_masks`.
+        dataset: Photos with true masks: an opened data set, or its folder.
+        protocol: A name of `PROTOCOLS`; it is part of the result.
+        classes: Names of the classes, if the true masks do not say them.
+        foreground: The value of the foreground in the true masks, if they do not say it.
+        group: Classes to make of the labels; see `open_dataset`.
+        limit: Measure at most this many photos, evenly spread.
+        flip: Average the answer with that for the mirrored photo.
+        device: Where a segmenter that is given by name computes.
+        quiet: Show no progress.
+
+    Returns:
+        The numbers, with `floors`. `print` shows them as a table.
+
+    Raises:
+        InputError: there is no such segmenter, data set or protocol; their classes do not agree;
+            or `flip` is asked of masks.
+        CorruptFileError: a file is damaged.
+        DivergedError: scores are NaN or infinite.
+    """
+    if not isinstance(dataset, RealDataset):
+        dataset = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
+    note = ""
+    if isinstance(model, Path | str) and holds_masks(model):
+        matched = open_masks(model, dataset)
+        scorer, dataset, note = matched.masks, matched.dataset, matched.note
+        if note:
+            say(note)
+    elif isinstance(model, Path | str):
+        scorer = Segmenter.from_pretrained(model, device=device)
+    else:
+        scorer = model
+    if flip:
+        if not isinstance(scorer, Mirrorable):
+            raise InputError("`flip`: masks cannot be averaged with those of mirrored photos.")
+        scorer = scorer.mirrored()
+    dataset = dataset.thinned(limit)
+    result = measure(scorer, dataset, protocol=protocol, quiet=quiet)
+    return replace(result, note=note, floors=floors(dataset, protocol=protocol))
