@@ -213,6 +213,9 @@ def run(
     images = _painted(config, painted, source)
     measured = [open_dataset(path, grouping=groupings) for path in eval_data]
     true_masks = None if ceiling is None else open_dataset(ceiling, grouping=groupings)
+    for each in measured if true_masks is None else [*measured, true_masks]:
+        for note in each.notes:
+            say(f"{each.name}: {note}", quiet=quiet)
     asked = {
         "command": "run",
         "generator": source.info.to_json(),

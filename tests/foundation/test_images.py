@@ -2,6 +2,7 @@
 
 import gc
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -96,11 +97,23 @@ def test_black_and_white_becomes_0_and_255(file):
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_16_bit_gray_is_divided_by_257_dark_or_bright(file, format):
-    for values in ([[0, 257, 65535]], [[0, 100, 200]]):
+def test_16_bit_gray_goes_from_black_to_the_most_that_its_bits_hold(file, format):
+    for values, white in [
+        ([[0, 257, 65535]], 65535),
+        ([[0, 100, 4000]], 4095),
+        ([[900, 1000]], 1023),
+        ([[0, 16000]], 16383),
+        ([[0, 255]], 255),
+    ]:
         Image.fromarray(np.array(values, dtype=np.uint16)).save(file, format)
-        expected = np.round(np.array(values) / 257)
+        expected = np.round(255 * np.array(values) / white)
         assert np.array_equal(images.read_image(file), np.dstack([expected] * 3))
+
+
+def test_a_range_that_is_given_goes_before_that_of_the_bits(file):
+    Image.fromarray(np.array([[0, 100, 150, 200, 4000]], np.uint16)).save(file)
+    image = images.read_image(file, images.Reading(range=(100, 200)))
+    assert image[0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_16_bit_pgm_is_divided_by_257(tmp_path):
@@ -108,24 +121,44 @@ def test_16_bit_pgm_is_divided_by_257(tmp_path):
     assert images.read_image(tmp_path / "a.pgm")[..., 0].tolist() == [[255, 128]]
 
 
-def test_16_bit_colors_lose_their_low_bytes(file):
+def test_16_bit_colors_are_rounded_with_their_low_bytes(file):
     row = struct.pack(">6H", 0xFFFF, 0x1234, 0x0000, 0x00FF, 0x8000, 0x7FFF)
     file.write_bytes(png(2, 1, 16, 2, [row]))
-    assert images.read_image(file).tolist() == [[[0xFF, 0x12, 0], [0, 0x80, 0x7F]]]
+    assert images.read_image(file).tolist() == [[[0xFF, 0x12, 0], [1, 0x80, 0x7F]]]
+
+
+def test_12_bit_colors_in_a_16_bit_png_are_not_black(file):
+    file.write_bytes(png(2, 1, 16, 2, [struct.pack(">6H", 4095, 0, 2048, 1024, 0, 0)]))
+    assert images.read_image(file).tolist() == [[[255, 0, 128], [64, 0, 0]]]
+
+
+def test_16_bit_transparency_is_laid_over_white(file):
+    file.write_bytes(png(2, 1, 16, 4, [struct.pack(">4H", 65535 // 4, 0, 20000, 65535)]))
+    assert images.read_image(file)[0, :, 0].tolist() == [255, 78]
+
+
+def test_without_imagecodecs_16_bit_colors_lose_their_low_bytes_or_are_refused(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    file.write_bytes(png(1, 1, 16, 2, [struct.pack(">3H", 0xFFFF, 0x12FF, 0)]))
+    assert images.read_image(file).tolist() == [[[0xFF, 0x12, 0]]]
+    file.write_bytes(png(1, 1, 16, 2, [struct.pack(">3H", 4095, 0, 0)]))
+    with pytest.raises(InputError, match=r"photo\.png: needs the package imagecodecs: pip install"):
+        images.read_image(file)
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "shown"),
     [
-        np.array([[0.2, 0.9]], dtype=np.float32),
-        np.array([[0, 70_000]], dtype=np.int32),
-        np.array([[-1, 5]], dtype=np.int32),
+        (np.array([[0, 0.2, 1]], np.float32), [0, 51, 255]),
+        (np.array([[0, 51, 255]], np.float32), [0, 51, 255]),
+        (np.array([[0, 14_000, 70_000]], np.int32), [0, 51, 255]),
+        (np.array([[-1, 1, 4]], np.int32), [0, 102, 255]),
+        (np.array([[np.nan, 0.2, np.inf]], np.float32), [0, 51, 255]),
     ],
 )
-def test_pixels_that_are_no_colors_are_refused(file, values):
+def test_fractions_and_signed_numbers_go_from_their_least_to_their_largest(file, values, shown):
     Image.fromarray(values).save(file, "TIFF")
-    with pytest.raises(InputError, match="are not colors"):
-        images.read_image(file)
+    assert images.read_image(file)[0, :, 0].tolist() == shown
 
 
 def test_an_opened_picture_is_read_like_its_file(file):
@@ -133,8 +166,7 @@ def test_an_opened_picture_is_read_like_its_file(file):
     picture.save(file, exif=orientation(6))
     with Image.open(file) as opened:
         assert np.array_equal(images.to_image(opened), images.read_image(file))
-    with pytest.raises(InputError, match="are not colors"):
-        images.to_image(Image.fromarray(np.ones((2, 2), np.float32)))
+    assert images.to_image(Image.fromarray(np.ones((2, 2), np.float32))).max() == 255
 
 
 def test_cmyk_is_read_as_colors(file):
@@ -305,11 +337,24 @@ def test_a_mask_that_holds_no_ids_is_refused_with_its_first_pixel(file, pixels, 
         images.read_mask(file)
 
 
-def test_list_images_is_by_name_and_leaves_out_what_is_no_photo(tmp_path):
-    for name in ("b.PNG", "a.jpeg", "._a.jpeg", "notes.txt", "c.webp"):
-        (tmp_path / name).write_bytes(b"x")
+def test_list_images_is_by_name_with_folders_inside_and_leaves_out_what_is_no_photo(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in images.list_images(tmp_path)] == ["a.jpeg", "b.PNG", "c.webp"]
+    (tmp_path / ".hidden").mkdir()
+    for name in ("b.PNG", "a.jpeg", "._a.jpeg", "notes.txt", "c.webp", "folder.png/d.jfif"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / ".hidden" / "e.png").write_bytes(b"x")
+    found = [path.relative_to(tmp_path).as_posix() for path in images.list_images(tmp_path)]
+    assert found == ["a.jpeg", "b.PNG", "c.webp", "folder.png/d.jfif"]
+
+
+def test_list_pictures_names_those_that_are_not_read(tmp_path):
+    for name in ("a.png", "b.CR2", "c.psd", "notes.txt", ".d.nef"):
+        (tmp_path / name).write_bytes(b"x")
+    found = images.list_pictures(tmp_path)
+    assert [path.name for path in found.left_out] == ["b.CR2", "c.psd"]
+    assert found.problems[0] == (
+        f"{tmp_path / 'b.CR2'}: .CR2 files are not read. Save it as TIFF, PNG or JPEG."
+    )
 
 
 def test_list_images_of_nothing_is_refused(tmp_path):

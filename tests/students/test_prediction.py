@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_lists_of_photos_come_from_a_file_or_a_pipe(
 def test_sources_that_cannot_be_meant_are_refused_before_any_work(tmp_path: Path) -> None:
     write_image(tmp_path / "photos" / "a.png", make_image())
     write_image(tmp_path / "photos" / "a_mask.png", make_image())
-    write_image(tmp_path / "more" / "a.jpg", make_image())
+    write_image(tmp_path / "more" / "a.png", make_image())
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("\n \n")
     photos, out = tmp_path / "photos", tmp_path / "out"
@@ -171,6 +172,48 @@ def test_sources_that_cannot_be_meant_are_refused_before_any_work(tmp_path: Path
     assert not out.exists()
 
 
+def test_photos_of_one_name_and_two_suffixes_keep_both_results(tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg", "b.jpg"):
+        write_image(tmp_path / "photos" / name, make_image())
+    found, problems = predict_files(
+        make_segmenter(), [tmp_path / "photos"], tmp_path / "out", outputs=["masks"], quiet=True
+    )
+    assert (len(found), problems) == (3, [])
+    assert sorted(results(tmp_path / "out")) == ["a.jpg_mask.png", "a.png_mask.png", "b_mask.png"]
+
+
+def test_pages_of_a_stack_are_photos_of_their_own_unless_one_is_named(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((16, 16, 3), 40 * k, np.uint8)) for k in range(3)]
+    (tmp_path / "photos").mkdir()
+    pages[0].save(tmp_path / "photos" / "s.tif", save_all=True, append_images=pages[1:])
+    sources, options = [tmp_path / "photos"], {"outputs": ["masks"], "quiet": True}
+    predict_files(make_segmenter(), sources, tmp_path / "all", **options)
+    expected = ["s_0001_mask.png", "s_0002_mask.png", "s_0003_mask.png"]
+    assert sorted(results(tmp_path / "all")) == expected
+    second = images.Reading(page=2)
+    predict_files(make_segmenter(), sources, tmp_path / "one", reading=second, **options)
+    assert sorted(results(tmp_path / "one")) == ["s_0002_mask.png"]
+    same = [(tmp_path / each / "s_0002_mask.png").read_bytes() for each in ("all", "one")]
+    assert same[0] == same[1]
+    tenth = images.Reading(page=10)
+    _, problems = predict_files(
+        make_segmenter(), sources, tmp_path / "none", reading=tenth, **options
+    )
+    assert len(problems) == 1
+    assert "`page`: expected 1 to 3, found 10" in problems[0]
+
+
+def test_pictures_that_are_not_read_are_named_at_the_end(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "a.png", make_image())
+    (tmp_path / "photos" / "b.cr2").write_bytes(b"raw")
+    found, problems = predict_files(
+        make_segmenter(), [tmp_path / "photos"], tmp_path / "out", quiet=True
+    )
+    assert len(found) == 1
+    assert len(problems) == 1
+    assert "b.cr2: .cr2 files are not read" in problems[0]
+
+
 def test_a_photo_given_twice_is_segmented_once(tmp_path: Path) -> None:
     (photo,) = make_photos(tmp_path / "photos", 1)
     sources = [tmp_path / "photos", photo, photo]
@@ -186,8 +229,8 @@ class Reading:
         self.read = images.read_image
         monkeypatch.setattr(module, "read_image", self)
 
-    def __call__(self, path: Path) -> images.Pixels:
-        image = self.read(path)
+    def __call__(self, path: Path, *options: Any) -> images.Pixels:
+        image = self.read(path, *options)
         self.paths.append(path)
         self.alive += 1
         self.most = max(self.most, self.alive)

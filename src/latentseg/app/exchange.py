@@ -12,7 +12,14 @@ from PIL import Image
 from latentseg.app.painting import BACKGROUND, NOT_PAINTED, Painting
 from latentseg.errors import CorruptFileError, InputError, LatentsegError
 from latentseg.files import atomic, locked, read_bytes, read_json, write_bytes, write_json
-from latentseg.images import IGNORE, SUFFIXES, Pixels, class_colors, read_image, read_mask
+from latentseg.images import (
+    IGNORE,
+    Pixels,
+    class_colors,
+    is_picture,
+    read_image,
+    read_mask,
+)
 
 CLASSES = "classes.json"
 SHOWN = 6  # unknown values that are named per file
@@ -124,7 +131,7 @@ def _read_all(painting: Painting, folder: Path) -> tuple[dict[str, Pixels], list
     if not place.is_dir():
         raise InputError(f"{folder}: there is no such folder.")
     paths = sorted(path for path in place.iterdir() if not path.name.startswith("."))
-    paths = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    paths = [path for path in paths if is_picture(path)]
     if not paths:
         raise InputError(f"{place}: no masks (.png) in it.")
     meaning, problems = _meaning(painting, folder)

@@ -17,6 +17,7 @@ from latentseg.cli.flags import (
     tell,
     write_result,
 )
+from latentseg.cli.pictures import MASKS, PICTURES, OfMasks, OfPictures
 from latentseg.errors import InputError
 from latentseg.files import read_json
 
@@ -128,25 +129,41 @@ def check(
     classes: tuple[str, ...] | None = None,
     foreground: int | None = None,
     group: tuple[str, ...] = (),
+    pictures: OfPictures = PICTURES,
+    masks: OfMasks = MASKS,
     common: CommonFlags = COMMON,
 ) -> None:
     """Every problem of a dataset at once, with file names; exit 1 if there is any.
 
     Args:
-        dataset: Photos with masks.
+        dataset: Photos with masks, in any layout that convert-dataset reads.
         classes: Names of the classes, if the masks do not say them.
         foreground: The value in the masks that is the foreground, if they do not say it.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
     """
     from latentseg.datasets.real import check_dataset, open_dataset
 
-    problems = check_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
+    problems = check_dataset(
+        dataset,
+        classes=classes,
+        foreground=foreground,
+        grouping=group,
+        reading=pictures.reading,
+        binarize=masks.binarize,
+        invert=masks.invert,
+    )
     write_result(common, {"dataset": str(dataset), "problems": problems})
     if problems:
         listed = "\n  ".join(problems)
         raise InputError(f"{dataset}: {len(problems)} problems:\n  {listed}")
     opened = open_dataset(
-        dataset, classes=classes, foreground=foreground, grouping=group, examine=False
+        dataset,
+        classes=classes,
+        foreground=foreground,
+        grouping=group,
+        reading=pictures.reading,
+        binarize=masks.binarize,
+        invert=masks.invert,
     )
     for note in opened.notes:
         tell(common, f"{dataset}: {note}")
@@ -160,6 +177,11 @@ def convert_dataset(
     format: Literal["coco", "yolo", "folder", "voc", "hf"],
     lossy: bool = False,
     instances: bool = False,
+    classes: tuple[str, ...] | None = None,
+    foreground: int | None = None,
+    group: tuple[str, ...] = (),
+    pictures: OfPictures = PICTURES,
+    masks: OfMasks = MASKS,
     common: CommonFlags = COMMON,
 ) -> None:
     """Labeled photos in the format of another tool, and back; masks stay exact.
@@ -172,11 +194,25 @@ def convert_dataset(
             (Hugging Face `datasets`).
         lossy: yolo: accept polygons that lose more than 1 % of a mask, and ignored pixels.
         instances: coco: one annotation for each connected component instead of each class.
+        classes: Names of the classes, if the masks do not say them.
+        foreground: The value in the masks that is the foreground, if they do not say it.
+        group: Classes made of the labels: named groupings or JSON files, applied in turn.
     """
     from latentseg.datasets.conversion import convert_dataset as convert_all
+    from latentseg.datasets.real import open_dataset
 
+    dataset = open_dataset(
+        source,
+        classes=classes,
+        foreground=foreground,
+        grouping=group,
+        reading=pictures.reading,
+        binarize=masks.binarize,
+        invert=masks.invert,
+        examine=False,
+    )
     folder = convert_all(
-        source, out, format=format, lossy=lossy, instances=instances, quiet=common.quiet
+        dataset, out, format=format, lossy=lossy, instances=instances, quiet=common.quiet
     )
     tell(common, str(folder))
     write_result(common, read_json(folder / "dataset.json"))

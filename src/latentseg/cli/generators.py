@@ -19,6 +19,7 @@ from latentseg.cli.flags import (
     tell,
     write_result,
 )
+from latentseg.cli.pictures import PICTURES, OfPictures
 from latentseg.files import read_json
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def train_generator(
     name: str | None = None,
     licence: str = "unknown: that of the photos",
     seed: int = 0,
+    pictures: OfPictures = PICTURES,
     processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
 ) -> None:
@@ -249,6 +251,7 @@ def train_generator(
         out,
         config=config,
         with_classes=classes,
+        reading=pictures.reading,
         feature_weights=feature_weights,
         inception=inception,
         name=name,

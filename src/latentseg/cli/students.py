@@ -20,9 +20,11 @@ from latentseg.cli.flags import (
     tell,
     write_result,
 )
+from latentseg.cli.pictures import MASKS, PICTURES, OfMasks, OfPictures
 from latentseg.cli.results import print_results
 from latentseg.errors import InputError
 from latentseg.files import read_json
+from latentseg.progress import say
 
 if TYPE_CHECKING:
     from latentseg.students.training import TrainConfig
@@ -42,18 +44,22 @@ def train(
     weight_decay: float | None = None,
     clip: float | None = None,
     soft: bool = True,
+    classes: tuple[str, ...] | None = None,
+    foreground: int | None = None,
     group: tuple[str, ...] = (),
     size: tuple[int, int] | None = None,
     photos: Path | None = None,
     rounds: int = 3,
     seed: int = 0,
+    pictures: OfPictures = PICTURES,
+    masks: OfMasks = MASKS,
     processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
 ) -> None:
     """A student: a segmentation network trained on a dataset. The same command again resumes.
 
     Args:
-        dataset: Images with masks, synthetic or real: a folder, or shards.
+        dataset: Images with masks, synthetic or real, in any layout that convert-dataset reads.
         out: Folder of the training; RUN/model is the segmenter.
         preset: quick, standard or paper.
         network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
@@ -66,6 +72,8 @@ def train(
         weight_decay: Of Adam.
         clip: Largest value of a gradient.
         soft: Learn from class probabilities, where the dataset has them.
+        classes: Names of the classes, if the masks do not say them.
+        foreground: The value in the masks that is the foreground, if they do not say it.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
         size: Height and width of its input; by default those of the first image.
         photos: Unlabelled photos of the same domain, for self-training afterwards.
@@ -92,7 +100,18 @@ def train(
     if is_sharded(dataset):
         pairs = ShardPairs(dataset, size=size, seed=seed, soft=soft)
     else:
-        opened = open_dataset(dataset, grouping=group, soft=soft)
+        opened = open_dataset(
+            dataset,
+            classes=classes,
+            foreground=foreground,
+            grouping=group,
+            reading=pictures.reading,
+            binarize=masks.binarize,
+            invert=masks.invert,
+            soft=soft,
+        )
+        for note in opened.notes:
+            say(f"train: {note}", quiet=common.quiet)
         pairs = FolderPairs(opened, size=size, seed=seed)
     card = {"description": f"Trained on {dataset.absolute().name}.", "licence": _licence(dataset)}
     first = out / "student" if photos else out
@@ -131,14 +150,16 @@ def evaluate(
     group: tuple[str, ...] = (),
     limit: int | None = None,
     flip: bool = False,
+    pictures: OfPictures = PICTURES,
+    masks: OfMasks = MASKS,
     common: CommonFlags = COMMON,
 ) -> None:
     """Measures a segmenter, or masks of any tool, on real photos, beside floors.
 
     Args:
         model: The segmenter; or a folder of masks, NAME.png or NAME_mask.png for a photo NAME.
-        dataset: Photos with masks: a dataset folder, or ECSSD, DUTS, DUT-OMRON, CUB, Flowers,
-            CelebAMask-HQ, PASCAL-Part.
+        dataset: Photos with masks, in any layout that convert-dataset reads: a dataset folder,
+            COCO, YOLO, CVAT, ECSSD, DUTS, DUT-OMRON, CUB, Flowers, CelebAMask-HQ, PASCAL-Part, ...
         protocol: melas2021, voynov2020, selfmask, mae, feng2023, boundary or pooled; tritrong2021
             or pooled for parts. It is part of the result.
         classes: Names of the classes, if the masks do not say them.
@@ -156,6 +177,9 @@ def evaluate(
         classes=classes,
         foreground=foreground,
         group=group,
+        reading=pictures.reading,
+        binarize=masks.binarize,
+        invert=masks.invert,
         limit=limit,
         flip=flip,
         device=common.device,
@@ -183,6 +207,7 @@ def predict(
     flip: bool = False,
     tile: int | None = None,
     tile_overlap: float = 0.5,
+    pictures: OfPictures = PICTURES,
     common: CommonFlags = COMMON,
 ) -> None:
     """Masks of photos: NAME_mask.png, NAME_overlay.jpg, NAME_cutout.png and more.
@@ -209,6 +234,7 @@ def predict(
         flip=flip,
         tile=tile,
         tile_overlap=tile_overlap,
+        reading=pictures.reading,
         quiet=common.quiet,
     )
     tell(common, f"{len(segmented)} photos segmented: {out}")

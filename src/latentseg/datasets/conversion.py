@@ -94,6 +94,7 @@ def convert_dataset(
         "classes": [*dataset.classes],
         "facts": dict(facts),
         "count": len(dataset),
+        **(dataset.asked if isinstance(dataset, RealDataset) else {}),
         "instances": instances,
         "lossy": lossy,
     }
@@ -271,7 +272,7 @@ def _is_copied(dataset: LabelledImages, index: int) -> bool:
     if not isinstance(dataset, RealDataset) or not dataset.copies_photos:
         return False
     pair = dataset.pairs[index]
-    return pair.box is None and is_plain(pair.image)
+    return pair.box is None and pair.page is None and is_plain(pair.image)
 
 
 def _write_sample(format: Format, target: Target, read: _Read) -> Record:

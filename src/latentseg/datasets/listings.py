@@ -9,7 +9,16 @@ from typing import Any
 from latentseg.datasets.groupings import Grouping
 from latentseg.datasets.mask_values import Meaning
 from latentseg.errors import CorruptFileError, InputError, LatentsegError
-from latentseg.images import SUFFIXES, Pixels, read_image, read_mask
+from latentseg.images import (
+    PLAIN,
+    SUFFIXES,
+    Pixels,
+    Reading,
+    list_pictures,
+    name_of,
+    read_image,
+    read_mask,
+)
 
 SHOWN_PROBLEMS = 20
 
@@ -23,22 +32,24 @@ class Pair:
         image: The photo's file.
         mask: The mask's file, or the common beginning of its files.
         box: (top, left, bottom, right) of the part of both that counts, or None: all.
+        page: The page of both files, where they are stacks; from 0.
     """
 
     name: str
     image: Path
     mask: Path
     box: tuple[int, int, int, int] | None = None
+    page: int | None = None
 
 
-def read_photo(pair: Pair) -> Pixels:
+def read_photo(pair: Pair, reading: Reading = PLAIN) -> Pixels:
     """The photo of a pair that is a file."""
-    return read_image(pair.image)
+    return read_image(pair.image, reading, pair.page)
 
 
 def read_ids(pair: Pair) -> Pixels:
     """The values in the mask of a pair that is a file."""
-    return read_mask(pair.mask)
+    return read_mask(pair.mask, pair.page)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class Listing:
         notes: What a user should be told of how it was read.
         read_image: A pair's photo, (H, W, 3) uint8.
         read_mask: The values in its mask, (H, W) uint8; (K, H, W) for class probabilities.
+        copies_photos: Whether each photo is a file of its own, which can be copied as it is.
     """
 
     name: str
@@ -70,6 +82,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     read_image: Callable[[Pair], Pixels] = read_photo
     read_mask: Callable[[Pair], Pixels] = read_ids
+    copies_photos: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,15 +144,15 @@ def pair_by_stem(
 
 def _by_stem(root: Path, folder: Path) -> tuple[dict[str, Path], list[str]]:
     found: dict[str, Path] = {}
-    problems = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            earlier = found.setdefault(stem, path)
-            if earlier != path:
-                problems.append(
-                    f"{below(root, path)}: has the same name as {earlier.name}. Keep one of them."
-                )
+    pictures = list_pictures(folder)
+    problems = [message.replace(f"{root}{os.sep}", "") for message in pictures.problems]
+    for path in pictures.paths:
+        stem = name_of(path.relative_to(folder))
+        earlier = found.setdefault(stem, path)
+        if earlier != path:
+            problems.append(
+                f"{below(root, path)}: has the same name as {earlier.name}. Keep one of them."
+            )
     return found, problems
 
 

@@ -110,6 +110,21 @@ def single_class(foreground: int, ignore: int | None, name: str = "foreground") 
     return Meaning((name,), ids, f"0 for background and {foreground} for foreground")
 
 
+def inverted(meaning: Meaning) -> Meaning:
+    """The same masks of one class with foreground and background exchanged.
+
+    Raises:
+        InputError: there are several classes.
+    """
+    if len(meaning.classes) != 1:
+        raise InputError(
+            f"`invert`: is for masks of one class; there are {len(meaning.classes)}: "
+            f"{', '.join(meaning.classes)[:200]}."
+        )
+    exchanged = np.where(np.isin(meaning.ids, (0, 1)), 1 - meaning.ids, meaning.ids)
+    return Meaning(meaning.classes, exchanged.astype(np.int16), meaning.allowed)
+
+
 def regrouped(meaning: Meaning, grouping: Grouping) -> Meaning:
     """What the same values mean when the classes are the labels of `grouping`.
 

@@ -72,6 +72,7 @@ def celebamask(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
         groupings=tuple(rest),
         read_image=_face_image,
         read_mask=partial(_face_mask, grouping.ids(FACE_LABELS)),
+        copies_photos=False,
     )
 
 
@@ -155,6 +156,7 @@ def pascal_part(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
         groupings=tuple(rest),
         read_image=_object_image,
         read_mask=partial(_object_mask, ids, kinds),
+        copies_photos=False,
     )
 
 

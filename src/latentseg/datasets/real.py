@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,25 @@ from numpy.typing import NDArray
 from latentseg.datasets.folder import find_soft, has_soft_labels
 from latentseg.datasets.groupings import Grouping, find_grouping
 from latentseg.datasets.layouts import find_layout
-from latentseg.datasets.listings import Listing, Pair, below, message_below, read_photo
+from latentseg.datasets.listings import Listing, Pair, below, message_below
 from latentseg.datasets.mask_values import (
     Meaning,
     class_ids,
     guess_meaning,
+    inverted,
     regrouped,
     stated_meaning,
 )
 from latentseg.datasets.shard_files import check_shards, is_sharded
+from latentseg.datasets.stored_pictures import as_asked
 from latentseg.errors import CorruptFileError, InputError, LatentsegError
 from latentseg.files import MANIFEST, verify_manifest
-from latentseg.images import IGNORE, Pixels
+from latentseg.images import IGNORE, PLAIN, Pixels, Reading
 
 READING_THREADS = min(8, os.cpu_count() or 1)
+
+HINT_MASKS, HINT_SHARE = 3, 0.9  # fewer masks, or a smaller share of them, tell nothing
+SOFT_VALUES, ALMOST_WHITE = 8, 250  # more different values, up to white, come from soft edges
 
 Groups = str | Path | Grouping | Sequence[str | Path | Grouping]
 
@@ -49,6 +54,7 @@ class RealDataset:
         facts: License, generator, labeler and what else is known of its origin.
         notes: What a user should be told of how it was read.
         copies_photos: Whether each photo is a file of its own, which can be copied as it is.
+        asked: What was asked of the reading of pictures and masks beside the defaults.
     """
 
     name: str
@@ -60,6 +66,7 @@ class RealDataset:
     facts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     copies_photos: bool = True
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -94,6 +101,9 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     foreground: int | None = None,
     grouping: Groups = (),
+    reading: Reading = PLAIN,
+    binarize: bool = False,
+    invert: bool = False,
     soft: bool = False,
     examine: bool = True,
 ) -> RealDataset:
@@ -109,6 +119,11 @@ def open_dataset(
         foreground: The value in the mask files that is the only class; goes before dataset.json.
         grouping: Classes to make of those classes: a name of `groupings.GROUPINGS`, or a JSON
             file {"top": ["shirt", "coat"], "background": ["*"]}; or several, one after the other.
+        reading: How photos become images where there is a choice.
+        binarize: Masks are black and white with soft edges, or were saved as JPEG: more than half
+            of white is the foreground.
+        invert: The masks show the background: in masks of one class, foreground and background
+            change places.
         soft: Give class probabilities in place of masks, if it is a dataset folder that has them.
         examine: Read every file before it is used, to list all problems at once. Without, what is
             wrong with a file is said when it is read.
@@ -120,8 +135,10 @@ def open_dataset(
     is_vouched = (Path(path) / MANIFEST).is_file()
     if is_vouched:
         verify_manifest(path)
-    listing = _find(Path(path), grouping, soft)
-    dataset, problems = _inspect(listing, classes, foreground, examine and not is_vouched)
+    listing = as_asked(_find(Path(path), grouping, soft), reading, binarize=binarize)
+    dataset, problems = _inspect(
+        listing, classes, foreground, examine=examine and not is_vouched, invert=invert
+    )
     if problems or dataset is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         listed = "\n".join(f"  {problem}" for problem in problems)
@@ -129,7 +146,9 @@ def open_dataset(
             f"{path}: {count}:\n{listed}\n"
             f"Mend or remove these files. The list again: latentseg check {path}"
         )
-    return dataset
+    switches = {"binarize": binarize, "invert": invert}
+    switched_on = {name: True for name, is_on in switches.items() if is_on}
+    return replace(dataset, asked=reading.chosen | switched_on)
 
 
 def check_dataset(
@@ -138,6 +157,9 @@ def check_dataset(
     classes: Sequence[str] | None = None,
     foreground: int | None = None,
     grouping: Groups = (),
+    reading: Reading = PLAIN,
+    binarize: bool = False,
+    invert: bool = False,
 ) -> list[str]:
     """Every problem of a dataset at once, each with its file name; empty if there is none.
 
@@ -157,8 +179,9 @@ def check_dataset(
         problems.append(str(error))
     if is_sharded(path):
         return problems + check_shards(path)
-    listing = _find(Path(path), grouping, soft=False)
-    return problems + _inspect(listing, classes, foreground, examine=True)[1]
+    found = _find(Path(path), grouping, soft=False)
+    listing = as_asked(found, reading, binarize=binarize)
+    return problems + _inspect(listing, classes, foreground, examine=True, invert=invert)[1]
 
 
 def _find(path: Path, grouping: Groups, soft: bool) -> Listing:
@@ -169,7 +192,12 @@ def _find(path: Path, grouping: Groups, soft: bool) -> Listing:
 
 
 def _inspect(
-    listing: Listing, classes: Sequence[str] | None, foreground: int | None, examine: bool
+    listing: Listing,
+    classes: Sequence[str] | None,
+    foreground: int | None,
+    *,
+    examine: bool,
+    invert: bool,
 ) -> tuple[RealDataset | None, list[str]]:
     meaning = _known_meaning(listing, classes, foreground)
     problems = list(listing.problems)
@@ -186,12 +214,15 @@ def _inspect(
     meaning = meaning or guess_meaning(values)
     if meaning is None:
         return None, [*problems, _unexplained(values)]
+    if invert:
+        meaning = inverted(meaning)
     for one in listing.groupings:
         meaning = regrouped(meaning, one)
     for pair, file in zip(listing.pairs, files, strict=False):
         if file.values is not None and (meaning.ids[file.values] < 0).any():
             problems.append(_wrong_values(listing, pair, meaning))
     problems += _nothing_to_find(values, meaning)
+    borders = [file.border for file in files if file.border is not None]
     return (
         RealDataset(
             listing.name,
@@ -201,8 +232,8 @@ def _inspect(
             partial(_read, listing, meaning),
             listing.folder,
             listing.facts,
-            listing.notes,
-            listing.read_image is read_photo,
+            (*listing.notes, *_inverted_hint(borders, meaning)),
+            listing.copies_photos,
         ),
         problems,
     )
@@ -239,7 +270,8 @@ def _read(listing: Listing, meaning: Meaning, pair: Pair) -> tuple[Pixels, Pixel
 @dataclass(frozen=True)
 class _Examined:
     problems: tuple[str, ...]
-    values: NDArray[np.bool_] | None  # (256,): which values occur in the mask
+    values: NDArray[np.bool_] | None = None  # (256,): which values occur in the mask
+    border: NDArray[np.int64] | None = None  # (256,): how often, in its first and last rows
 
 
 def _examine(listing: Listing, pair: Pair) -> _Examined:
@@ -256,8 +288,13 @@ def _examine(listing: Listing, pair: Pair) -> _Examined:
     if image is not None and mask is not None and image.shape[:2] != mask.shape[-2:]:
         problems.append(_other_size(listing, pair, image, mask))
     if mask is None or mask.ndim == 3:
-        return _Examined(tuple(problems), None)
-    return _Examined(tuple(problems), np.bincount(mask.ravel(), minlength=256) > 0)
+        return _Examined(tuple(problems))
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return _Examined(
+        tuple(problems),
+        np.bincount(mask.ravel(), minlength=256) > 0,
+        np.bincount(border, minlength=256),
+    )
 
 
 def _other_size(listing: Listing, pair: Pair, image: Pixels, mask: Pixels) -> str:
@@ -268,9 +305,29 @@ def _other_size(listing: Listing, pair: Pair, image: Pixels, mask: Pixels) -> st
     )
 
 
+def _inverted_hint(borders: Sequence[NDArray[np.int64]], meaning: Meaning) -> list[str]:
+    """A note if the only class covers the borders of nearly all masks, as backgrounds do."""
+    if len(meaning.classes) != 1 or len(borders) < HINT_MASKS:
+        return []
+    covered = np.array([each[meaning.ids == 1].sum() / each.sum() for each in borders])
+    n_covered = int((covered >= HINT_SHARE).sum())
+    if n_covered < HINT_SHARE * len(borders):
+        return []
+    return [
+        f"masks: in {n_covered} of {len(borders)} the {meaning.classes[0]} covers the borders, as "
+        "a background does. If they are inverted: `invert`."
+    ]
+
+
 def _unexplained(values: Sequence[NDArray[np.bool_]]) -> str:
     every = np.flatnonzero(np.any(values, axis=0))
     shown = ", ".join(map(str, every[:12])) + (", ..." if len(every) > 12 else "")
+    if len(every) > SOFT_VALUES and every[0] == 0 and every[-1] >= ALMOST_WHITE:
+        return (
+            f"masks: hold the values {shown}: black and white with soft edges, or saved as JPEG. "
+            "`binarize` takes what is brighter than half of white as the foreground. If they are "
+            "class ids, name the classes 1, 2, ... with `classes`."
+        )
     return (
         f"masks: hold the values {shown}, and nothing says what they mean. Name the classes "
         '1, 2, ... with `classes`, or in dataset.json: {"classes": ["A", "B"], "ignore": 255}.'
@@ -284,7 +341,7 @@ def _wrong_values(listing: Listing, pair: Pair, meaning: Meaning) -> str:
     if listing.meaning is not None:
         cause = "Mend the mask."
     elif len(np.unique(mask[wrong])) > 3:
-        cause = "So many values come from smoothing or from JPEG: save it without either."
+        cause = "So many values come from soft edges or from JPEG: `binarize` cuts them at half."
     else:
         cause = f'If {mask[y, x]} means "no label", say "ignore": {mask[y, x]} in dataset.json.'
     return (

@@ -38,6 +38,7 @@ def _find(folder: Path) -> Listing | None:
         facts=read_json(folder / "dataset.json"),
         read_image=image,
         read_mask=mask,
+        copies_photos=False,
     )
 
 

@@ -15,7 +15,7 @@ from latentseg.datasets.real import RealDataset
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.evaluation.measuring import Scores
 from latentseg.files import read_json
-from latentseg.images import IGNORE, SUFFIXES, Pixels, cover, read_mask
+from latentseg.images import IGNORE, Pixels, cover, is_picture, read_mask
 
 INSTANCES, INVERSIONS, WEIGHTS = "instances.json", "inversions.json", "model.safetensors"
 MARK = "_mask"  # of `predict` and `invert`, which write other pictures beside the masks
@@ -130,11 +130,7 @@ def _listed(path: Path) -> Readers:
     if (path / INSTANCES).is_file():
         return _in_coco(path / INSTANCES)
     folder = path / "masks" if (path / "masks").is_dir() else path
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    files = sorted(file for file in folder.rglob("*") if is_picture(file) and file.is_file())
     marked = [file for file in files if file.stem.endswith(MARK)]
     return {
         file.relative_to(folder).with_suffix("").as_posix().removesuffix(MARK): partial(

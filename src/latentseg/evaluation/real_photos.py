@@ -11,6 +11,7 @@ from latentseg.evaluation.baselines import floors
 from latentseg.evaluation.mask_folders import holds_masks, open_masks
 from latentseg.evaluation.measuring import Scorer, measure
 from latentseg.evaluation.results import Result
+from latentseg.images import PLAIN, Reading
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter
 
@@ -32,6 +33,9 @@ def evaluate(
     classes: Sequence[str] | None = None,
     foreground: int | None = None,
     group: Groups = (),
+    reading: Reading = PLAIN,
+    binarize: bool = False,
+    invert: bool = False,
     limit: int | None = None,
     flip: bool = False,
     device: str = "auto",
@@ -47,6 +51,8 @@ def evaluate(
         classes: Names of the classes, if the true masks do not say them.
         foreground: The value of the foreground in the true masks, if they do not say it.
         group: Classes to make of the labels; see `open_dataset`.
+        reading: How photos become images where there is a choice.
+        binarize, invert: How masks are read; see `open_dataset`.
         limit: Measure at most this many photos, evenly spread.
         flip: Average the answer with that for the mirrored photo.
         device: Where a segmenter that is given by name computes.
@@ -62,7 +68,17 @@ def evaluate(
         DivergedError: scores are NaN or infinite.
     """
     if not isinstance(dataset, RealDataset):
-        dataset = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
+        dataset = open_dataset(
+            dataset,
+            classes=classes,
+            foreground=foreground,
+            grouping=group,
+            reading=reading,
+            binarize=binarize,
+            invert=invert,
+        )
+    for each in dataset.notes:
+        say(f"eval: {each}", quiet=quiet)
     note = ""
     if isinstance(model, Path | str) and holds_masks(model):
         matched = open_masks(model, dataset)

@@ -27,12 +27,15 @@ from latentseg.generators.chunks import parts
 from latentseg.generators.protocols import Generator
 from latentseg.generators.style_generator import StyleGenerator
 from latentseg.images import (
+    PLAIN,
     Pixels,
+    Reading,
     contact_sheet,
     cover,
     list_images,
     read_image,
     to_tensor,
+    with_range,
     write_image,
 )
 from latentseg.inversion.inverted import (
@@ -102,6 +105,9 @@ def invert(
     config = replace(config, space=choose_space(generator, config.space))
     masks = None if labeler is None else _Masks(generator, labeler)
     out, paths = Path(out), _listed(photos)
+    reading, note = with_range(PLAIN, paths)
+    if note:
+        say(f"invert: {note}", quiet=quiet)
     if any(path.resolve().parent == out.resolve() for path in paths):
         raise InputError(f"{out}: this folder holds the photos. Give another one for the results.")
     asked = {
@@ -115,7 +121,7 @@ def invert(
     with locked(out):
         claim(out, asked, free=("options.batch",))
         job = _Job(generator, config, loss, masks, out, seed=seed, quiet=quiet)
-        job.search(paths)
+        job.search(paths, reading)
         return job.finish(paths)
 
 
@@ -140,7 +146,7 @@ class _Job:
         self.inversion: Inversion | None = None
         self.has_noise = config.noise and bool(noise_maps(generator))
 
-    def search(self, paths: Sequence[Path]) -> None:
+    def search(self, paths: Sequence[Path], reading: Reading) -> None:
         """Inverts the photos that no earlier call has finished, batch by batch."""
         steps, quiet = self.config.steps, self.quiet
         say(
@@ -160,7 +166,7 @@ class _Job:
 
                 todo = [
                     photo
-                    for photo in _readable(batch, size, self.problems)
+                    for photo in _readable(batch, size, reading, self.problems)
                     if photo.name not in self.done or self.done[photo.name].sha256 != photo.sha256
                 ]
                 if todo:
@@ -252,12 +258,12 @@ class _Photo:
 
 
 def _readable(
-    paths: Sequence[Path], size: tuple[int, int], problems: dict[str, str]
+    paths: Sequence[Path], size: tuple[int, int], reading: Reading, problems: dict[str, str]
 ) -> Iterator[_Photo]:
     """The photos that can be read; the errors of the others are put into `problems`."""
     for path in paths:
         try:
-            image = cover(read_image(path), size)
+            image = cover(read_image(path, reading), size)
         except LatentsegError as error:
             problems[str(path)] = str(error)
         else:

@@ -4,7 +4,7 @@ import copy
 import io
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from latentseg.errors import InputError
 from latentseg.files import MANIFEST, remove_leftovers, write_bytes, write_manifest
 from latentseg.generators import load_generator
-from latentseg.images import Pixels, class_colors, cover, list_images, read_image, to_pixels
+from latentseg.images import Pixels, class_colors, cover, list_images, open_series, to_pixels
 from latentseg.progress import Progress, say
 from latentseg.students import onnx_model
 from latentseg.students.graph import record
@@ -133,7 +133,7 @@ def export_segmenter(
         exact = Predictor(content)
         agreement = _agreement(segmenter, exact.predict, paths, flip=flip, quiet=quiet)
         if int8 and measure is not None:
-            calibration = (read_image(path) for path in _spread(paths, CALIBRATED))
+            calibration = _images(_spread(paths, CALIBRATED))
             model = onnx_model.quantize(model, calibration)
             content = onnx_model.with_metadata(model, metadata)
             details["int8"] = _checked_fall(measure(exact), measure(Predictor(content)))
@@ -181,6 +181,11 @@ def _spread(paths: Sequence[Path] | None, most: int) -> list[Path]:
     return [paths[i * len(paths) // most] for i in range(most)] if len(paths) > most else [*paths]
 
 
+def _images(paths: Sequence[Path]) -> Iterator[Pixels]:
+    series = open_series(paths)
+    return map(series.read, series.pictures)
+
+
 def _export_folder(
     segmenter: Segmenter, out: Path, paths: list[Path] | None, *, quiet: bool
 ) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def _agreement(
     Raises:
         InputError: they differ by more than is allowed.
     """
-    images = [read_image(path) for path in _spread(paths, COMPARED)] if paths else _drawn()
+    images = [*_images(_spread(paths, COMPARED))] if paths else _drawn()
     largest, n_equal, n_pixels = 0.0, 0, 0
     pairs = [(image, size) for image in images for size in SIZES]
     with Progress("compare", total=len(pairs), quiet=quiet) as progress:

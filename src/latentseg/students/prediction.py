@@ -18,11 +18,14 @@ from torch import Tensor
 from latentseg.errors import InputError, LatentsegError
 from latentseg.files import atomic, locked
 from latentseg.images import (
+    PLAIN,
     Pixels,
+    Reading,
     cut_out,
     overlay,
     read_image,
     size_of,
+    with_range,
     write_image,
     write_mask,
 )
@@ -56,6 +59,7 @@ def predict_files(
     flip: bool = False,
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
+    reading: Reading = PLAIN,
     quiet: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Segments photos, whatever their number and size; the same call continues interrupted work.
@@ -82,10 +86,13 @@ def predict_files(
         flip: Average with the mirror image.
         tile: See large photos in windows of this many photo pixels; see `Segmenter.predict`.
         tile_overlap: Share of a window that its neighbour shows again.
+        reading: How photos become images where there is a choice; of many that have more than 8
+            bits black and white are chosen for all of them alike.
         quiet: No progress line.
 
     Returns:
-        The photos that were segmented, now or before, and a message for each that could not be.
+        The photos that were segmented, now or before, and a message for each that could not be,
+        pictures of formats that are not read included.
 
     Raises:
         InputError: an unknown output, an unusable tile, a folder without photos, results that would
@@ -95,11 +102,15 @@ def predict_files(
     out = Path(out)
     _check_outputs(outputs)
     check_tiling(tile, tile_overlap, min(segmenter.input_size))
-    named = name_photos(photos, out)
-    settings = _settings(segmenter, flip, tile, tile_overlap)
-    task = _Task(segmenter, out, tuple(outputs), flip, tile, tile_overlap, settings)
+    found = name_photos(photos, out, reading)
+    named = found.photos
+    reading, note = with_range(reading, [photo.path for photo in named])
+    settings = _settings(segmenter, flip, tile, tile_overlap, reading)
+    task = _Task(segmenter, out, tuple(outputs), flip, tile, tile_overlap, settings, reading)
     _refuse_replacing(named, task)
-    problems: dict[Path, str] = {}
+    problems: dict[NamedPhoto, str] = {}
+    if note:
+        say(f"predict: {note}", quiet=quiet)
     say(f"predict: {len(named)} photos; {', '.join(outputs)} to {out}", quiet=quiet)
     with (
         locked(out),
@@ -110,21 +121,21 @@ def predict_files(
     ):
         writing: list[Future[Record]] = []
         n_finished = 0
-        for chunk, reading in _read_ahead(named, task, records, readers):
-            if reading is None:
+        for chunk, being_read in _read_ahead(named, task, records, readers):
+            if being_read is None:
                 n_finished += len(chunk)
                 progress.start += len(chunk)
             else:
-                read = _successes(chunk, reading, problems)
+                read = _successes(chunk, being_read, problems)
                 writing, written = _segment(read, task, writers), writing
                 n_finished += _enter(written, records)
             _report(progress, n_finished, len(problems))
         n_finished += _enter(writing, records)
         _report(progress, n_finished, len(problems))
-        segmented = [photo for photo in named if photo.path not in problems]
+        segmented = [photo for photo in named if photo not in problems]
         if "coco" in outputs:
             write_coco(out / COCO, segmented, records, segmenter.classes)
-    return [photo.path for photo in segmented], list(problems.values())
+    return [photo.path for photo in segmented], [*problems.values(), *found.left_out]
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,7 @@ class _Task:
     tile: int | None
     tile_overlap: float
     settings: str
+    reading: Reading
 
     def files(self, photo: NamedPhoto) -> dict[str, str]:
         """The files of a photo below the folder of the results, by output."""
@@ -170,7 +182,8 @@ class _Task:
 
     def read(self, photo: NamedPhoto) -> _Read:
         """Reads a photo and scales it."""
-        stamp, image = _stamp(photo.path), read_image(photo.path)
+        stamp = _stamp(photo.path)
+        image = read_image(photo.path, self.reading, photo.page)
         view = self.segmenter.view(image, tile=self.tile, tile_overlap=self.tile_overlap)
         is_shown = not {"overlays", "cutouts"}.isdisjoint(self.outputs)
         return _Read(photo, stamp, view, image if is_shown else None)
@@ -222,7 +235,9 @@ class _Task:
         }
 
 
-def _settings(segmenter: Segmenter, flip: bool, tile: int | None, tile_overlap: float) -> str:
+def _settings(
+    segmenter: Segmenter, flip: bool, tile: int | None, tile_overlap: float, reading: Reading
+) -> str:
     """A digest of all that answers depend on, beside the photo."""
     settings = {
         "segmenter": segmenter.digest,
@@ -232,6 +247,7 @@ def _settings(segmenter: Segmenter, flip: bool, tile: int | None, tile_overlap: 
         "flip": flip,
         "tile": None if tile is None else [tile, tile_overlap],
     }
+    settings |= reading.chosen
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -307,7 +323,7 @@ def _n_pixels(path: Path) -> int:
 
 
 def _successes(
-    chunk: Sequence[NamedPhoto], reading: Sequence[Future[_Read]], problems: dict[Path, str]
+    chunk: Sequence[NamedPhoto], reading: Sequence[Future[_Read]], problems: dict[NamedPhoto, str]
 ) -> list[_Read]:
     """Waits for photos; those that cannot be read are entered among the problems."""
     read = []
@@ -315,7 +331,7 @@ def _successes(
         try:
             read.append(future.result())
         except LatentsegError as error:
-            problems[photo.path] = str(error)
+            problems[photo] = str(error)
     return read
 
 

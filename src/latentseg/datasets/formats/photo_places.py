@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from latentseg.datasets.listings import is_inside
-from latentseg.images import SUFFIXES
+from latentseg.images import is_picture, name_of
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ class PhotoPlaces:
     def _by_name(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
         for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if is_picture(path):
                 found.setdefault(path.name, []).append(path)
         return found
 
 
 def _without_suffix(path: str) -> str:
-    return str(PurePosixPath(path.removeprefix("images/")).with_suffix(""))
+    return name_of(PurePosixPath(path.removeprefix("images/")))
 
 
 def _common_end(one: Sequence[str], other: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ from latentseg.datasets.listings import (
 from latentseg.datasets.mask_values import class_ids, number_classes
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_text, read_yaml, write_text
-from latentseg.images import IGNORE, SUFFIXES, Pixels, size_of
+from latentseg.images import IGNORE, Pixels, is_picture, name_of, size_of
 
 DATA = "data.yaml"
 IMAGES, LABELS = "images", "labels"
@@ -209,17 +209,13 @@ def _photos_in(folder: Path, root: str, part: str, name: Any, problems: list[str
         return _Found((), ())
     for place in (folder / root / inner, folder / inner):
         if place.is_dir():
-            return _Found((place,), tuple(path for path in place.rglob("*") if _is_photo(path)))
+            return _Found((place,), tuple(path for path in place.rglob("*") if is_picture(path)))
         if place.is_file() and place.suffix == LIST_SUFFIX:
             images = _listed(folder, place, problems)
             return _Found(tuple({path.parent for path in images}), images)
     if part != "test":  # often named, seldom there
         problems.append(f"{DATA}: {part} {name!r}: there is no such folder or list.")
     return _Found((), ())
-
-
-def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def _listed(folder: Path, file: Path, problems: list[str]) -> tuple[Path, ...]:
@@ -243,7 +239,7 @@ def _listed(folder: Path, file: Path, problems: list[str]) -> tuple[Path, ...]:
 
 def _name(image: Path, folder: Path, places: Collection[Path]) -> str:
     root = next(iter(places)) if len(places) == 1 else folder
-    return image.relative_to(root).with_suffix("").as_posix()
+    return name_of(image.relative_to(root))
 
 
 def _label_file(image: Path, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from latentseg.generators.families.diffusers_folders import outputs_of, peek
 from latentseg.generators.family import Family, Imported, Options, Sampling, load_weights
 from latentseg.generators.noise_generator import FromNoise, NoiseNetwork
 from latentseg.generators.protocols import GeneratorInfo, Latents
-from latentseg.images import cover, list_images, read_image, to_tensor
+from latentseg.images import cover, open_series, to_tensor
 from latentseg.weights.containers import Checkpoint
 
 NETWORKS = ("AutoencoderKL", "VQModel")
@@ -168,7 +168,8 @@ def _photo_size(values: Mapping[str, Any], options: Options) -> tuple[int, int]:
 @torch.no_grad()
 def _encoded(network: Autoencoder, folder: str) -> Tensor:
     """(N, *latent): one photo after the other, which bounds the memory."""
-    photos = (cover(read_image(path), network.config.size) for path in list_images(folder))
+    series = open_series(folder)
+    photos = (cover(series.read(picture), network.config.size) for picture in series.pictures)
     return torch.cat([network.encode(to_tensor(photo)[None]) for photo in photos])
 
 

@@ -19,6 +19,7 @@ from latentseg.generators.training.feature_distances import NEIGHBOR, FeatureDis
 from latentseg.generators.training.photos import Photos, read_photos
 from latentseg.generators.training.report import Measures, Report
 from latentseg.generators.training.steps import Training
+from latentseg.images import PLAIN, Reading
 from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
 from latentseg.training_states import Checkpoints
@@ -36,6 +37,7 @@ def train_generator(
     *,
     config: GeneratorTrainingConfig | None = None,
     with_classes: bool = False,
+    reading: Reading = PLAIN,
     feature_weights: Path | str | None = None,
     inception: Path | str | None = None,
     name: str | None = None,
@@ -61,6 +63,7 @@ def train_generator(
             generator/, the averaged generator, which `load_generator(out)` opens at any time.
         config: How; see its fields.
         with_classes: Learn a conditional generator.
+        reading: How photos become images where there is a choice.
         feature_weights: File of EfficientNet-Lite0; by default that of the installed package. A
             training without features uses them to measure its distances, if they are there.
         inception: Weights of the Inception network; reports the FID beside the own distance.
@@ -84,8 +87,9 @@ def train_generator(
     config, out = config or GeneratorTrainingConfig(), Path(out)
     team = join(device, devices=devices, nodes=nodes)
     quiet = quiet or not team.is_rank_zero
-    read = read_photos(photos, config.size, with_classes=with_classes)
+    read = read_photos(photos, config.size, with_classes=with_classes, reading=reading, quiet=quiet)
     wanted = _recorded(config) | {"photos": len(read), "classes": list(read.classes)}
+    wanted |= reading.chosen
     with team.rank_zero_context(locked(out)):
         team.on_rank_zero(lambda: claim(out, wanted, free=("images", *CHANGEABLE)))
         features = _features(config, feature_weights)

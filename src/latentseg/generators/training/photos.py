@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import InputError, LatentsegError
-from latentseg.images import Pixels, cover, list_images, read_image
+from latentseg.images import (
+    PLAIN,
+    Picture,
+    Pixels,
+    Reading,
+    cover,
+    list_images,
+    open_series,
+    page_name,
+)
+from latentseg.progress import say
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,22 @@ def _shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.array([orders[position // n][position % n] for position in positions])
 
 
-def read_photos(folder: Path | str, size: tuple[int, int], *, with_classes: bool = False) -> Photos:
-    """Reads all photos of a folder, scaled to cover `size` and cut at the center.
+def read_photos(
+    folder: Path | str,
+    size: tuple[int, int],
+    *,
+    with_classes: bool = False,
+    reading: Reading = PLAIN,
+    quiet: bool = False,
+) -> Photos:
+    """Reads all photos of a folder and of those inside, scaled to cover `size`, cut at the center.
 
     Args:
         folder: Photos; with `with_classes`, one subfolder of photos per class.
         size: (height, width) in pixels.
         with_classes: Take the names of the subfolders as classes.
+        reading: How photos become images where there is a choice.
+        quiet: Do not say what was chosen for photos of more than 8 bits.
 
     Raises:
         InputError: no photos, or photos that cannot be read: all of them are listed.
@@ -72,30 +91,36 @@ def read_photos(folder: Path | str, size: tuple[int, int], *, with_classes: bool
         if not parts:
             raise InputError(f"{folder}: classes were asked for, but it has no subfolders.")
         classes = tuple(part.name for part in parts)
-        paths = [path for part in parts for path in list_images(part)]
+        series = open_series([path for part in parts for path in list_images(part)], reading)
     else:
-        paths = list_images(folder)
+        series = open_series(folder, reading)
+    for note in series.notes:
+        say(note, quiet=quiet)
 
-    def read(path: Path) -> Pixels | LatentsegError:
+    def read(picture: Picture) -> Pixels | LatentsegError:
         try:
-            return cover(read_image(path), size)
+            return cover(series.read(picture), size)
         except LatentsegError as error:
             return error
 
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(read, paths))
+        results = list(pool.map(read, series.pictures))
     problems = [str(result) for result in results if isinstance(result, LatentsegError)]
     if problems:
         listed = "\n  ".join(problems)
         raise InputError(
-            f"{folder}: {len(problems)} of {len(paths)} photos cannot be read:\n  {listed}\n"
+            f"{folder}: {len(problems)} of {len(series)} photos cannot be read:\n  {listed}\n"
             "Remove or mend them and give the command again."
         )
     pixels = np.stack([result for result in results if not isinstance(result, LatentsegError)])
-    labels = [classes.index(path.parent.name) for path in paths] if with_classes else None
+    places = [picture.path.relative_to(folder) for picture in series.pictures]
+    labels = [classes.index(place.parts[0]) for place in places] if with_classes else None
     return Photos(
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
         None if labels is None else torch.tensor(labels),
         classes,
-        tuple(path.relative_to(folder).as_posix() for path in paths),
+        tuple(
+            place.as_posix() + page_name(picture.page)
+            for place, picture in zip(places, series.pictures, strict=True)
+        ),
     )
