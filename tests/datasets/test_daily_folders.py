@@ -17,6 +17,8 @@ from latentseg.errors import InputError, LatentsegError
 from latentseg.images import Pixels, Reading, read_mask
 from tests.commands import run_command
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools 2.0.11
+
 CASES = Path(__file__).parents[1] / "data" / "cases"
 CENTERS = {"p0": (34, 29), "p1": (32, 24), "p2": (28, 28), "p3": (25, 28), "p4": (40, 27)}  # x, y
 RADIUS = 14

@@ -17,7 +17,7 @@ import pytest
 import tifffile
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from latentseg.errors import InputError, LatentsegError
 from latentseg.generators.training.photos import read_photos
@@ -180,7 +180,7 @@ def test_predict_takes_bands_from_the_command_line(command, model, tmp_path):
     masks = [
         read_mask(tmp_path / name) for name in ("out/bands8_uint8_mask.png", "ref/rgb_mask.png")
     ]
-    assert np.array_equal(*masks)
+    assert np.array_equal(masks[0], masks[1])
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -313,7 +313,7 @@ def test_other_photos_are_read_whatever_their_suffix(tmp_path, format):
 def write_dicom(path: Path, values: Any, **tags: Any) -> Path:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, "1.2.3"

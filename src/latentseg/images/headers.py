@@ -71,15 +71,16 @@ def size_of(path: Path | str) -> tuple[int, int]:
         if file.is_tiff:
             page = tiff_pages(file.stream)[0]
             check_pixels(*page.size)
-            return page.size[::-1] if page.orientation in TURNED else page.size
+            height, width = page.size
+            return (width, height) if page.orientation in TURNED else (height, width)
         if file.is_dicom:
             return dicom_size(file.stream)
         if file.is_nifti:
             return nifti_size(Path(file.name))
         with by_pillow(file) as picture:
             is_turned = picture.getexif().get(ExifTags.Base.Orientation) in TURNED
-            size = picture.height, picture.width
-            return size[::-1] if is_turned else size
+            height, width = picture.height, picture.width
+            return (width, height) if is_turned else (height, width)
 
 
 def is_plain(path: Path | str) -> bool:

@@ -180,7 +180,7 @@ def _deep_png(stream: BinaryIO, picture: Image.Image) -> Stored | Pixels:
     if values.ndim == 2:
         return Stored(values)
     n_colors = values.shape[2] - 1 if values.shape[2] in (2, 4) else values.shape[2]
-    opacity = values[..., -1] / np.float32(65535) if n_colors < values.shape[2] else None
+    opacity = (values[..., -1] / 65535).astype(np.float32) if n_colors < values.shape[2] else None
     return Stored(values[..., 0] if n_colors == 1 else values[..., :3], opacity)
 
 

@@ -44,7 +44,8 @@ def is_degenerate(polygon: Any) -> bool:
     if len(polygon) < 6:
         return True
     x, y = np.array(polygon, np.float64).reshape(-1, 2).T
-    return bool(np.dot(x, np.roll(y, 1)) == np.dot(y, np.roll(x, 1)))
+    with np.errstate(over="ignore", invalid="ignore"):  # corners that are much too far away
+        return bool(np.dot(x, np.roll(y, 1)) == np.dot(y, np.roll(x, 1)))
 
 
 def _is_flat(polygon: Any) -> bool:
