@@ -296,7 +296,7 @@ def test_polygons_when_their_shoelace_area_is_taken_then_holes_are_left_out():
 def test_yolo_when_pixels_are_ignored_then_the_loss_is_named_and_refused(tmp_path: Path):
     source = make_source(tmp_path / "s", [random_mask(i) for i in range(12)])
     out = tmp_path / "o"
-    with pytest.raises(InputError, match="--lossy") as error:
+    with pytest.raises(InputError, match="`lossy`") as error:
         convert(source, out, "yolo")
     assert "0003: " in str(error.value)
     assert "ignored pixels would become background" in str(error.value)
@@ -659,8 +659,8 @@ def test_convert_when_the_folder_holds_another_set_then_the_difference_is_named(
     ("options", "named"),
     [
         ({"format": "csv"}, "expected one of coco, yolo, folder, voc, hf"),
-        ({"format": "hf", "lossy": True}, "--lossy is for yolo"),
-        ({"format": "yolo", "instances": True}, "--instances for coco"),
+        ({"format": "hf", "lossy": True}, "`lossy`: of the format yolo only, found hf"),
+        ({"format": "yolo", "instances": True}, "`instances`: of the format coco only, found yolo"),
     ],
 )
 def test_convert_when_an_option_does_not_fit_then_it_is_refused(tmp_path: Path, options, named):

@@ -164,7 +164,7 @@ def test_without_dataset_json_the_masks_speak(values, expected, tmp_path):
 
 def test_without_dataset_json_other_values_must_be_named(tmp_path):
     write_pair(tmp_path, "a", np.zeros((1, 3, 3), np.uint8), ids([[0, 1, 2]]))
-    with pytest.raises(InputError, match=r"hold the values 0, 1, 2, and nothing says.*--classes"):
+    with pytest.raises(InputError, match=r"hold the values 0, 1, 2, and nothing says.*`classes`"):
         open_dataset(tmp_path)
     dataset = open_dataset(tmp_path, classes=["cat", "dog"])
     assert dataset.classes == ("cat", "dog")
@@ -201,7 +201,7 @@ def test_options_go_before_dataset_json(tmp_path):
         ({"classes": []}, "expected a list of names"),
         ({"classes": ["a"], "ignore": "255"}, "ignore is '255'"),
         ({"classes": ["a"], "ignore": 1}, "ignore 1 is the id of a class"),
-        ({"foreground": 0}, "foreground 0: expected a mask value in 1-255"),
+        ({"foreground": 0}, "`foreground`: expected a mask value in 1-255, found 0"),
         ({"classes": ["a", "b"], "foreground": 255}, "means one class, but there are 2: a, b"),
         ({"classes": [str(i) for i in range(255)]}, "255 classes; expected 1 to 254"),
     ],
@@ -285,7 +285,7 @@ def test_check_dataset_when_255_is_the_foreground_says_how_to_name_it(tmp_path):
     write_pair(tmp_path, "a", IMAGE, 255 * MASK)
     write_json(tmp_path / "dataset.json", {"classes": ["pet"], "ignore": 255})
     (problem,) = check_dataset(tmp_path)
-    assert "--foreground 255" in problem
+    assert "`foreground` 255" in problem
 
 
 def test_check_dataset_when_all_masks_are_empty_says_so(tmp_path):
@@ -335,5 +335,5 @@ def test_thinned_refuses_less_than_one(tmp_path):
     write_pair(tmp_path, "a", IMAGE, MASK)
     dataset = open_dataset(tmp_path)
     assert len(dataset.thinned(None)) == len(dataset.thinned(5)) == 1
-    with pytest.raises(InputError, match="--limit 0"):
+    with pytest.raises(InputError, match="`limit`: expected at least 1, found 0"):
         dataset.thinned(0)

@@ -233,7 +233,7 @@ def test_origin_names_the_file_and_its_embedded_sources(tmp_path: Path) -> None:
 
 def test_unknown_option_is_refused_with_those_that_exist() -> None:
     path = golden("dcgan/rgb64").path
-    with pytest.raises(InputError, match="no option 'colour' here"):
+    with pytest.raises(InputError, match="has no colour"):
         load_generator(path, options={"colour": 1})
 
 

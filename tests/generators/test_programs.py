@@ -145,7 +145,7 @@ def test_options_say_what_the_file_does_not(tmp_path: Path) -> None:
 
 def test_options_of_nonsense_are_named(tmp_path: Path) -> None:
     path = scripted(Drawer(), tmp_path)
-    with pytest.raises(InputError, match=r"no option 'psi' here\. There are: latent, n_classes"):
+    with pytest.raises(InputError, match=r"has no psi\. There are: latent, n_classes"):
         opened(path, psi=0.5)
     with pytest.raises(InputError, match="shape of its latents is not in the file"):
         opened(path)

@@ -248,11 +248,11 @@ def test_shards_when_the_count_is_raised_then_they_equal_a_larger_data_set(tmp_p
         ({"count": 8}, "22 samples were asked for already"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"shard_size": 4}, "shard_size: 8 there, 4 now"),
-        ({"shard_size": 6}, "multiple of the block"),
-        ({"count": 0}, "count 0"),
+        ({"shard_size": 6}, "`shard_size`: expected a multiple of"),
+        ({"count": 0}, "`count`: expected at least 1, found 0"),
         ({"suffix": "gif"}, "gif"),
-        ({"workers": 0}, "workers 0"),
-        ({"rank": 2, "world": 2}, "rank 2 of 2"),
+        ({"workers": 0}, "`workers`: expected at least 1, found 0"),
+        ({"rank": 2, "world": 2}, "`rank`: expected 0 to 1, found 2"),
     ],
 )
 def test_shards_when_an_option_does_not_fit_then_it_is_named(

@@ -14,13 +14,17 @@ from latentseg.cli.flags import (
     PROCESSES,
     CommonFlags,
     GeneratorName,
+    Maybe,
     OfCheckpoint,
+    OfPreset,
     OfProcesses,
+    Several,
     changed,
     read_options,
     tell,
     write_result,
 )
+from latentseg.cli.messages import usage_error
 from latentseg.cli.methods import (
     MethodFlags,
     Painted,
@@ -29,7 +33,6 @@ from latentseg.cli.methods import (
     refuse_flags_of_others,
     settings_flag,
     specialized,
-    usage_error,
     with_settings,
 )
 from latentseg.cli.results import print_results
@@ -48,10 +51,6 @@ RESERVED = (
     *("photos", "rounds", "ceiling", "count", "network", "width", "steps", "protocol", "seed"),
     *("keep-dataset", "classes", "option", "latents", "device", "devices", "nodes"),
 )
-
-
-OF_PRESET = arg(help_behavior_hint="(default: that of the preset)")
-IF_GIVEN = arg(help_behavior_hint="")
 
 
 def run_command(arguments: Sequence[str]) -> Callable[..., None]:
@@ -86,15 +85,18 @@ def run_command(arguments: Sequence[str]) -> Callable[..., None]:
 
 def _taking_part(arguments: Sequence[str]) -> list[LabelerKind[Any]]:
     """The methods that the arguments name."""
-    method, agree, vote = (given(arguments, f"--{name}") for name in ("method", "agree", "vote"))
-    if method == "voting":
-        method, vote = VOTING
+    named = {flag: given(arguments, flag) for flag in ("--method", "--agree", "--vote")}
+    if named["--method"] == "voting":
+        named["--method"], named["--vote"] = VOTING
+    named["--method"] = named["--method"] or VOTING[0]
+    return [_kind_of(flag, name) for flag, name in named.items() if name][:2]
+
+
+def _kind_of(flag: str, name: str) -> LabelerKind[Any]:
     try:
-        first = find_kind(method or VOTING[0])
-        second = agree or vote
-        return [first, find_kind(second)] if second else [first]
+        return find_kind(name)
     except InputError as error:
-        usage_error(str(error))
+        usage_error(f"{flag}: {error}")
 
 
 def run(
@@ -102,22 +104,22 @@ def run(
     out: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     method: str = "directions",
-    agree: Annotated[str | None, IF_GIVEN] = None,
-    vote: Annotated[str | None, IF_GIVEN] = None,
+    agree: Maybe[str] = None,
+    vote: Maybe[str] = None,
     ensemble: bool = False,
     preset: Literal["quick", "standard", "paper"] = "standard",
     settings: str,
     painted: Path | None,
-    eval: tuple[Path, ...] = (),
-    group: tuple[str, ...] = (),
-    photos: Annotated[Path | None, IF_GIVEN] = None,
-    rounds: Annotated[int | None, OF_PRESET] = None,
-    ceiling: Annotated[Path | None, IF_GIVEN] = None,
-    count: Annotated[int | None, OF_PRESET] = None,
-    network: Annotated[str | None, OF_PRESET] = None,
-    width: Annotated[float | None, OF_PRESET] = None,
-    steps: Annotated[int | None, OF_PRESET] = None,
-    protocol: Annotated[str | None, OF_PRESET] = None,
+    eval: Several[Path] = (),
+    group: Several[str] = (),
+    photos: Maybe[Path] = None,
+    rounds: OfPreset[int] = None,
+    ceiling: Maybe[Path] = None,
+    count: OfPreset[int] = None,
+    network: OfPreset[str] = None,
+    width: OfPreset[float] = None,
+    steps: OfPreset[int] = None,
+    protocol: OfPreset[str] = None,
     keep_dataset: bool = False,
     seed: int = 0,
     labeler: MethodFlags,

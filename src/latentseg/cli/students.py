@@ -10,9 +10,13 @@ from latentseg.cli.flags import (
     COMMON,
     PROCESSES,
     CommonFlags,
+    Maybe,
     Model,
+    Off,
+    OfPreset,
     OfProcesses,
     Out,
+    Several,
     changed,
     open_segmenter,
     photos_and_out,
@@ -20,8 +24,8 @@ from latentseg.cli.flags import (
     tell,
     write_result,
 )
+from latentseg.cli.messages import usage_error
 from latentseg.cli.results import print_results
-from latentseg.errors import InputError
 from latentseg.files import read_json
 
 if TYPE_CHECKING:
@@ -33,18 +37,18 @@ def train(
     out: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     preset: Literal["quick", "standard", "paper"] = "standard",
-    network: str | None = None,
-    width: float | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
-    augment: Literal["none", "flip", "photo", "parts", "parts-photo"] | None = None,
-    weight_decay: float | None = None,
-    clip: float | None = None,
-    soft: bool = True,
-    group: tuple[str, ...] = (),
-    size: tuple[int, int] | None = None,
-    photos: Path | None = None,
+    network: OfPreset[str] = None,
+    width: OfPreset[float] = None,
+    steps: OfPreset[int] = None,
+    batch: OfPreset[int] = None,
+    lr: OfPreset[float] = None,
+    augment: OfPreset[Literal["none", "flip", "photo", "parts", "parts-photo"]] = None,
+    weight_decay: OfPreset[float] = None,
+    clip: OfPreset[float] = None,
+    soft: Off = True,
+    group: Several[str] = (),
+    size: Maybe[tuple[int, int]] = None,
+    photos: Maybe[Path] = None,
     rounds: int = 3,
     seed: int = 0,
     processes: OfProcesses = PROCESSES,
@@ -65,7 +69,7 @@ def train(
             parts (Tritrong 2021): scaled, turned and moved; parts-photo: both.
         weight_decay: Of Adam.
         clip: Largest value of a gradient.
-        soft: Learn from class probabilities, where the dataset has them.
+        soft: Learn from the masks alone, even where the dataset has class probabilities.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
         size: Height and width of its input; by default those of the first image.
         photos: Unlabelled photos of the same domain, for self-training afterwards.
@@ -82,13 +86,16 @@ def train(
     from latentseg.students.training import train as train_student
 
     if photos and rank_and_world()[1] * processes.devices * processes.nodes > 1:
-        raise InputError("Self-training is done by one process: leave out --photos, or --devices.")
+        usage_error(
+            "--photos: self-training is done by one process. Leave out --photos, or --devices."
+        )
     base = PRESETS[preset]
     config = student_config(base, network=network, width=width, steps=steps)
     config = changed(
         config, batch=batch, lr=lr, augment=augment, weight_decay=weight_decay, clip=clip
     )
     config = replace(config, seed=seed)
+    on_photos = SelfTrainingConfig(rounds=rounds, train=config)
     if is_sharded(dataset):
         pairs = ShardPairs(dataset, size=size, seed=seed, soft=soft)
     else:
@@ -113,7 +120,7 @@ def train(
             photos,
             pairs,
             out=out / "photos",
-            config=SelfTrainingConfig(rounds=rounds, train=config),
+            config=on_photos,
             device=common.device,
             quiet=common.quiet,
         )
@@ -127,10 +134,10 @@ def evaluate(
     dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
     *,
     protocol: str = "melas2021",
-    classes: tuple[str, ...] | None = None,
-    foreground: int | None = None,
-    group: tuple[str, ...] = (),
-    limit: int | None = None,
+    classes: Maybe[tuple[str, ...]] = None,
+    foreground: Maybe[int] = None,
+    group: Several[str] = (),
+    limit: Maybe[int] = None,
     flip: bool = False,
     common: CommonFlags = COMMON,
 ) -> None:
@@ -174,7 +181,8 @@ def predict(
         arg(
             metavar="PHOTO [PHOTO ...] OUT",
             help="Photos, folders (with those inside), .txt lists of photos, - for a list on "
-            "stdin; last the output.",
+            "stdin; last the output. (required)",
+            help_behavior_hint="",
         ),
     ],
     *,
@@ -182,7 +190,7 @@ def predict(
         *("masks", "overlays", "cutouts"),
     ),
     flip: bool = False,
-    tile: int | None = None,
+    tile: Maybe[int] = None,
     tile_overlap: float = 0.5,
     common: CommonFlags = COMMON,
 ) -> None:
@@ -225,10 +233,10 @@ def export(
     format: Literal["safetensors", "onnx", "torch"] = "onnx",
     int8: bool = False,
     flip: bool = False,
-    photos: Path | None = None,
-    data: Path | None = None,
-    group: tuple[str, ...] = (),
-    push: str | None = None,
+    photos: Maybe[Path] = None,
+    data: Maybe[Path] = None,
+    group: Several[str] = (),
+    push: Maybe[str] = None,
     private: bool = False,
     common: CommonFlags = COMMON,
 ) -> None:

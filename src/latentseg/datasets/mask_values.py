@@ -68,7 +68,7 @@ def single_class(foreground: int, ignore: int | None, name: str = "foreground") 
         InputError: `foreground` is 0 or no mask value.
     """
     if not 1 <= foreground <= 255:
-        raise InputError(f"--foreground {foreground}: expected a mask value in 1-255.")
+        raise InputError(f"`foreground`: expected a mask value in 1-255, found {foreground}.")
     ids = np.full(256, -1, dtype=np.int16)
     if ignore is not None:
         ids[ignore] = IGNORE

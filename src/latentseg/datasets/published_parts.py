@@ -125,7 +125,7 @@ def pascal_part(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
     if not groupings:
         raise InputError(
             f"{folder}: PASCAL-Part has objects of many kinds. Say which parts to measure with "
-            "--group pascal-car, --group pascal-horse, or a JSON file with labels as car/wheel."
+            "`grouping` pascal-car, pascal-horse, or a JSON file with labels as car/wheel."
         )
     grouping, *rest = groupings
     kinds = {label.partition("/")[0] for label in grouping.labels}

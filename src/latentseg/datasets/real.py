@@ -71,7 +71,7 @@ class RealDataset:
         if limit is None or limit >= len(self):
             return self
         if limit < 1:
-            raise InputError(f"--limit {limit}: expected at least 1.")
+            raise InputError(f"`limit`: expected at least 1, found {limit}.")
         kept = tuple(self.pairs[i * len(self) // limit] for i in range(limit))
         return replace(self, pairs=kept)
 
@@ -149,7 +149,7 @@ def _inspect(
         shown = ", ".join(map(str, every[:12])) + (", ..." if len(every) > 12 else "")
         problems.append(
             f"masks: hold the values {shown}, and nothing says what they mean. Name the classes "
-            "1, 2, ... with --classes A,B,... or in dataset.json: "
+            "1, 2, ... with `classes` or in dataset.json: "
             '{"classes": ["A", "B"], "ignore": 255}.'
         )
         return None, problems
@@ -173,8 +173,8 @@ def _known_meaning(
     if len(classes) != len(listing.meaning.classes):
         raise InputError(
             f"{folder}: {listing.name} has {len(listing.meaning.classes)} classes "
-            f"({', '.join(listing.meaning.classes)}), --classes names {len(classes)}. "
-            "Merge or leave out classes with --group FILE."
+            f"({', '.join(listing.meaning.classes)}), but `classes` names {len(classes)}. "
+            "Merge or leave out classes with a `grouping`."
         )
     return replace(listing.meaning, classes=class_ids(classes).classes)
 
@@ -232,6 +232,6 @@ def _nothing_to_find(values: Sequence[NDArray[np.bool_]], meaning: Meaning) -> l
     if (ids == IGNORE).any():
         return [
             "masks: hold only background and 255, which is ignored, so there is no foreground. "
-            'If 255 is the foreground, say --foreground 255, or "foreground": 255 in dataset.json.'
+            'If 255 is the foreground, say `foreground` 255, or "foreground": 255 in dataset.json.'
         ]
     return ["masks: all of them are empty; nothing can be measured on them."]

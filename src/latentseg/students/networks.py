@@ -30,17 +30,17 @@ def build_network(name: str, n_classes: int, *, width: float = 1.0) -> nn.Module
         raise InputError(f"A network of {n_classes} class(es). The background counts: at least 2.")
     if name == "unet":
         if not 0 < width <= MAX_WIDTH:
-            raise InputError(f"--width {width}: expected more than 0 and at most {MAX_WIDTH:g}.")
+            raise InputError(f"`width`: expected above 0, at most {MAX_WIDTH:g}, found {width}.")
         return UNet(n_classes, width=width)
     if name.startswith("smp:"):
         if width != 1:
             raise InputError(
-                f"--width {width}: {name} comes in width 1 only. Choose another encoder."
+                f"`width`: {name} comes in width 1 only, found {width}. Choose another encoder."
             )
         return _smp_network(name, n_classes)
     raise InputError(
-        f"--network {name}: unknown. Expected unet or smp:ARCHITECTURE:ENCODER, "
-        "for example smp:DeepLabV3Plus:resnet18."
+        "`network`: expected unet or smp:ARCHITECTURE:ENCODER, for example "
+        f"smp:DeepLabV3Plus:resnet18, found {name}."
     )
 
 
@@ -158,7 +158,7 @@ def _smp_network(name: str, n_classes: int) -> nn.Module:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
-            f"--network {name}: segmentation_models_pytorch cannot build it ({error}). "
+            f"`network`: {name}: segmentation_models_pytorch cannot build it ({error}). "
             "Expected smp:ARCHITECTURE:ENCODER, for example smp:DeepLabV3Plus:resnet18."
         ) from error
     return PaddedNetwork(network, multiple=SMP_STRIDE)

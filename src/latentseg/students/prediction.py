@@ -241,7 +241,7 @@ def _check_outputs(outputs: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, OUTPUTS, n=1)
             hint = f" Perhaps {near[0]}?" if near else ""
             raise InputError(
-                f"--outputs {name}: expected one or more of {', '.join(OUTPUTS)}.{hint}"
+                f"`outputs`: expected some of {', '.join(OUTPUTS)}, found {name!r}.{hint}"
             )
 
 

@@ -107,9 +107,11 @@ def convert_dataset(
     """
     out = Path(out)
     if format not in FORMATS:
-        raise InputError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
-    if (lossy and format != "yolo") or (instances and format != "coco"):
-        raise InputError(f"--format {format}: --lossy is for yolo, --instances for coco.")
+        raise InputError(f"`format`: expected one of {', '.join(FORMATS)}, found {format}.")
+    if lossy and format != "yolo":
+        raise InputError(f"`lossy`: of the format yolo only, found {format}.")
+    if instances and format != "coco":
+        raise InputError(f"`instances`: of the format coco only, found {format}.")
     place = str(Path(source).absolute()) if isinstance(source, Path | str) else None
     dataset = open_labelled(source) if isinstance(source, Path | str) else source
     if facts is None:

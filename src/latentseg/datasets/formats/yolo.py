@@ -147,7 +147,7 @@ def _finish(target: Target, records: Collection[Record]) -> Facts:
         raise InputError(
             f"{problems_in(target.folder, problems)}\nThe polygons of YOLO cannot hold these "
             f"masks. IoU of what they hold: mean {loss['iou_mean']:.4f}, worst "
-            f"{loss['iou_worst']:.4f}. Accept this with --lossy; coco, folder and hf are exact."
+            f"{loss['iou_worst']:.4f}. Accept this with `lossy`; coco, folder and hf are exact."
         )
     lines = [
         *(f"# {key}: {json.dumps(value)}" for key, value in target.facts.items()),

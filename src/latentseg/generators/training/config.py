@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from latentseg.configs import check_choice, check_range
+from latentseg.errors import InputError
+
 CHANGEABLE = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
 
 
@@ -55,6 +58,17 @@ class GeneratorTrainingConfig:
     precision: str = "auto"
     report_images: int = 32_000
     distance_images: int = 1_000
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        counts = ("latent_dim", "images", "batch", "r1_interval", "ema_images", "feature_px")
+        check_range(self, (*counts, "report_images", "distance_images"), 1)
+        check_range(self, ("lr", "discriminator_lr"), above=0)
+        check_range(self, ("r1_weight", "blur_images"), 0)
+        check_range(self, ("style_mixing",), 0, 1)
+        for name in ("size", "channels"):
+            if min(getattr(self, name), default=0) < 1:
+                raise InputError(f"`{name}`: expected at least 1, found {getattr(self, name)}.")
 
 
 # What each kind of features is trained with, where nothing else is asked for.
