@@ -107,7 +107,8 @@ def test_saved_folder_draws_the_same(tiny: SavedGenerator, tmp_path: Path) -> No
     torch.testing.assert_close(alone(again), tiny(latents), atol=1e-5, rtol=1e-5)
 
 
-def test_directions_are_found(tiny: SavedGenerator) -> None:
+def test_directions_are_found(tiny: SavedGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentseg.labelers.fit_directions.RADII", (2.0,))
     config = replace(SETTINGS["ours"], steps=2, restart_steps=1, restarts=1, batch=2)
     labeler = fit_directions(tiny, config=config, seed=0, quiet=True)
     labelled = labeler.label(tiny.sample(torch.arange(2)))
@@ -115,9 +116,13 @@ def test_directions_are_found(tiny: SavedGenerator) -> None:
     assert all(direction.isfinite().all() for direction in labeler.directions.values())
 
 
+@pytest.fixture(scope="module")
+def built() -> list[SavedGenerator]:
+    return [build() for build in TINY.values()]
+
+
 @pytest.mark.parametrize("name", families())
-def test_abilities_are_as_declared(name: str) -> None:
-    built = [build() for build in TINY.values()]
+def test_abilities_are_as_declared(name: str, built: list[SavedGenerator]) -> None:
     found = {
         each
         for generator in built
