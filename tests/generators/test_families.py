@@ -20,7 +20,7 @@ from latentseg.labelers.directions_settings import SETTINGS
 from latentseg.labelers.fit_directions import fit_directions
 from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import GOLDEN, assert_close, cases, golden
-from tests.generators.tiny import TINY
+from tests.generators.tiny import TINY, one_of_each
 
 # The folder of the golden cases, and the family that reads them.
 FAMILY_OF = {
@@ -74,7 +74,7 @@ def test_golden_file_is_of_one_family_only(name: str) -> None:
     assert all(identify(checkpoint, family).name == family for family in alike)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", one_of_each(CASES, "/"))
 def test_golden_file_converts_to_a_folder_that_draws_the_same(name: str, tmp_path: Path) -> None:
     case = golden(name)
     options = options_of(name, tmp_path)
@@ -91,7 +91,7 @@ def test_golden_file_converts_to_a_folder_that_draws_the_same(name: str, tmp_pat
     assert imported.info.sha256 in card
 
 
-@pytest.fixture(params=TINY)
+@pytest.fixture(params=one_of_each(TINY))
 def tiny(request: pytest.FixtureRequest) -> SavedGenerator:
     return TINY[request.param]()
 
