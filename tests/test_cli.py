@@ -214,6 +214,7 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_terminated_command_says_so_and_the_same_command_continues(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for index in range(8):

@@ -74,6 +74,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_from_painted_images_to_parts_of_photos(
     latentseg: Command, painting: Path, photos: Path, tmp_path: Path
 ) -> None:

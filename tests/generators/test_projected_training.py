@@ -63,6 +63,7 @@ def state_of(out: Path) -> dict[str, torch.Tensor]:
     return Checkpoints(out / "checkpoints").load()[1]
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_as_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

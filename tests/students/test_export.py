@@ -246,6 +246,7 @@ def test_predictor_refuses_pictures_that_are_not_safe_to_decode(tmp_path, monkey
             read_photo(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_torch_program_answers_as_the_segmenter_for_a_u_net(tmp_path, photos):
     segmenter = make_segmenter(classes=("a", "b"), card=CARD)
     record = export_segmenter(segmenter, tmp_path, format="torch", photos=photos, quiet=True)
@@ -334,6 +335,7 @@ def test_agreement_counts_labels_and_logits_of_all_photos(monkeypatch):
         module._agreement(segmenter, answering(2), None, flip=False, quiet=True)
 
 
+@pytest.mark.slow
 def test_int8_is_kept_only_where_the_iou_holds(tmp_path, photos):
     wide = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 2, 3, padding=1))
     segmenter = make_tiny(network=wide)

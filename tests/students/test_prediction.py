@@ -320,6 +320,7 @@ for folder in (out, whole):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kills_at_random_times_change_no_byte_in_the_end(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos", 40)

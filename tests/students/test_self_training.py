@@ -68,6 +68,7 @@ def make_labels(probabilities, is_kept=None):
     return PhotoLabels(torch.as_tensor(probabilities, dtype=torch.uint8), torch.ones(n), kept)
 
 
+@pytest.mark.slow
 def test_photos_help_on_other_photos_of_their_domain(student, photos, tmp_path):
     pictures, masks = Photos(SIZE, seed=5).photos(128)
     before = iou_of(student, pictures, masks)

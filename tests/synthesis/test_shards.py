@@ -143,6 +143,7 @@ def test_shards_when_another_holds_one_then_it_is_waited_for_and_taken_over(
     assert seen == [["shard-000000.tar", "shard-000002.tar"]]
 
 
+@pytest.mark.slow
 def test_shards_when_a_worker_process_is_killed_then_another_takes_over(
     tmp_path: Path, whole: dict[str, bytes], capfd: pytest.CaptureFixture[str]
 ):
