@@ -41,6 +41,9 @@ def train(
     augment: Literal["none", "flip", "photo", "parts", "parts-photo"] | None = None,
     weight_decay: float | None = None,
     clip: float | None = None,
+    encoder_weights: Path | None = None,
+    encoder_lr: float | None = None,
+    ema: float | None = None,
     soft: bool = True,
     group: tuple[str, ...] = (),
     size: tuple[int, int] | None = None,
@@ -56,7 +59,9 @@ def train(
         dataset: Images with masks, synthetic or real: a folder, or shards.
         out: Folder of the training; RUN/model is the segmenter.
         preset: quick, standard or paper.
-        network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
+        network: "unet", the papers' own; "unet:efficientnet-lite0", whose encoder has seen the
+            photos of ImageNet (extra `features`); or "smp:ARCHITECTURE:ENCODER[:WEIGHTS]" with the
+            extra `networks`.
         width: Width of the U-Net, 1 in the paper.
         steps: Training steps.
         batch: Pairs per step.
@@ -65,9 +70,15 @@ def train(
             parts (Tritrong 2021): scaled, turned and moved; parts-photo: both.
         weight_decay: Of Adam.
         clip: Largest value of a gradient.
+        encoder_weights: File of the weights of a pretrained encoder; by default those of the
+            installed package, or of the user's cache.
+        encoder_lr: Learning rate of a pretrained encoder; by default a tenth of the other.
+        ema: The student is a moving average of its weights, of which this share is kept at each
+            step, for example 0.99.
         soft: Learn from class probabilities, where the dataset has them.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
-        size: Height and width of its input; by default those of the first image.
+        size: Height and width at which the student works; by default those of the first image, and
+            at least 128 px for an encoder that has seen photos.
         photos: Unlabelled photos of the same domain, for self-training afterwards.
         rounds: Rounds of self-training.
         seed: Of everything random.
@@ -86,7 +97,16 @@ def train(
     base = PRESETS[preset]
     config = student_config(base, network=network, width=width, steps=steps)
     config = changed(
-        config, batch=batch, lr=lr, augment=augment, weight_decay=weight_decay, clip=clip
+        config,
+        batch=batch,
+        lr=lr,
+        augment=augment,
+        weight_decay=weight_decay,
+        clip=clip,
+        size=size,
+        encoder_weights=None if encoder_weights is None else str(encoder_weights),
+        encoder_lr=encoder_lr,
+        ema=ema,
     )
     config = replace(config, seed=seed)
     if is_sharded(dataset):
@@ -132,6 +152,8 @@ def evaluate(
     group: tuple[str, ...] = (),
     limit: int | None = None,
     flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    edges: int | None = None,
     common: CommonFlags = COMMON,
 ) -> None:
     """Measures a segmenter on real photos, beside floors that need no look at the photo.
@@ -146,6 +168,10 @@ def evaluate(
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
         limit: At most so many photos, evenly spread.
         flip: Average the answer with that for the mirrored photo.
+        scales: Average the answers to the photo seen at these multiples of the size at which the
+            student works, for example 1 1.5.
+        edges: Let masks end where the brightness of the photo changes, within this many pixels of
+            the photo as the student sees it (guided filter).
     """
     from latentseg.datasets.real import open_dataset
     from latentseg.evaluation.baselines import floors
@@ -153,7 +179,7 @@ def evaluate(
 
     opened = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
     segmenter = open_segmenter(model, common)
-    scorer = segmenter.mirrored() if flip else segmenter
+    scorer = segmenter.with_options(flip=flip, scales=scales, edges=edges)
     result = measure(scorer, opened, protocol=protocol, limit=limit, quiet=common.quiet)
     beside = floors(opened, protocol=protocol, limit=limit)
     values = {**result.to_json(), "setting": model}
@@ -177,6 +203,8 @@ def predict(
         *("masks", "overlays", "cutouts"),
     ),
     flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    edges: int | None = None,
     tile: int | None = None,
     tile_overlap: float = 0.5,
     common: CommonFlags = COMMON,
@@ -189,6 +217,10 @@ def predict(
         outputs: What is written: masks, overlays, cutouts, scores (.npy of float32), coco
             (annotations.json).
         flip: Average the answer with that for the mirrored photo.
+        scales: Average the answers to the photo seen at these multiples of the size at which the
+            student works, for example 1 1.5.
+        edges: Let masks end where the brightness of the photo changes, within this many pixels of
+            the photo as the student sees it (guided filter).
         tile: See photos whose shorter side is longer than this in windows of this many photo
             pixels, for small objects in large photos. About an object with its surroundings; at
             least the size that the student was trained at.
@@ -203,6 +235,8 @@ def predict(
         out,
         outputs=outputs,
         flip=flip,
+        scales=scales,
+        edges=edges,
         tile=tile,
         tile_overlap=tile_overlap,
         quiet=common.quiet,
