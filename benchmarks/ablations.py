@@ -13,10 +13,13 @@ import tyro
 
 from latentseg.datasets.pairs import FolderPairs
 from latentseg.datasets.real import RealDataset, open_dataset
-from latentseg.evaluation.protocols import Result, evaluate
+from latentseg.evaluation.measuring import measure
+from latentseg.evaluation.results import Result
 from latentseg.files import write_json
 from latentseg.generators import load_generator
-from latentseg.labelers.directions import DirectionsConfig, DirectionsLabeler, fit_directions
+from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.directions_settings import DirectionsConfig
+from latentseg.labelers.fit_directions import fit_directions
 from latentseg.students.segmenter import Segmenter, ensemble
 from latentseg.students.training import PRESETS, train
 from latentseg.synthesis.writers import synthesize
@@ -74,7 +77,7 @@ class Ablation:
 
     def measured(self, student: Segmenter) -> Result:
         """What a student reaches on the real photos."""
-        return evaluate(student, self.dataset, quiet=True)
+        return measure(student, self.dataset, quiet=True)
 
 
 def main(

@@ -24,11 +24,9 @@ def labeler_of(name: str, device: str, restarts: int) -> "StyleMixingLabeler":
     """Default options, without a search for the first mixed layer."""
     from latentseg.generators import load_generator
     from latentseg.labelers.naming import ClassNames
-    from latentseg.labelers.style_mixing import (
-        StyleMixingConfig,
-        StyleMixingLabeler,
-        check_variants,
-    )
+    from latentseg.labelers.style_mixing import StyleMixingLabeler
+    from latentseg.labelers.style_mixing_settings import StyleMixingConfig
+    from latentseg.labelers.variants import check_variants
 
     generator = load_generator(name, device=device)
     layer = round(LAYER_SHARE * check_variants(generator).n_layers)
@@ -42,12 +40,12 @@ def draw_pixels(name: str, device: str, n_images: int, file: Path) -> Row:
     import torch
 
     from latentseg.files import write_safetensors
-    from latentseg.labelers.style_mixing import describe
+    from latentseg.labelers.variants import descriptors
 
     labeler = labeler_of(name, device, 1)
     latents = labeler.own_latents(n_images)
     parts = [
-        describe(variants, labeler.config).mT.cpu()
+        descriptors(variants).mT.cpu()
         for start in range(0, n_images, 4)
         for variants in labeler.drawn(latents[start : start + 4])
     ]
@@ -71,7 +69,7 @@ def forget_peak() -> int:
     return peak_bytes()
 
 
-def ours(file: Path, device: str, k: int, restarts: int, method: str) -> Row:
+def ours(file: Path, device: str, k: int, restarts: int) -> Row:
     """latentseg's clustering of all images at once."""
     import torch
 
@@ -79,15 +77,14 @@ def ours(file: Path, device: str, k: int, restarts: int, method: str) -> Row:
 
     points = pixels(file, device)
     seeds = torch.zeros(len(points), dtype=torch.int64)
-    cluster(points[:8], k, seeds=seeds[:8], method=method, restarts=restarts)  # pyright: ignore[reportArgumentType]
+    cluster(points[:8], k, seeds=seeds[:8], restarts=restarts)
     finish(points.device)
     before = forget_peak()
     began = time.perf_counter()
-    found = cluster(points, k, seeds=seeds, method=method, restarts=restarts)  # pyright: ignore[reportArgumentType]
+    found = cluster(points, k, seeds=seeds, restarts=restarts)
     finish(points.device)
     seconds = time.perf_counter() - began
-    inertia = float(found.inertia.sum()) if method == "kmeans" else float("nan")
-    return _row(f"latentseg {method}", points, seconds, inertia, before)
+    return _row("latentseg", points, seconds, float(found.inertia.sum()), before)
 
 
 def scikit_learn(file: Path, k: int, restarts: int) -> Row:
@@ -106,7 +103,7 @@ def scikit_learn(file: Path, k: int, restarts: int) -> Row:
 
 def mask(name: str, device: str, n_images: int, restarts: int, seconds: float) -> Row:
     """From latents to masks: drawing, clustering, filters."""
-    from latentseg.labelers.style_mixing import draw_variants
+    from latentseg.labelers.variants import draw_variants
 
     labeler = labeler_of(name, device, restarts)
     latents = labeler.own_latents(n_images)
@@ -159,15 +156,12 @@ def main(
     with TemporaryDirectory() as folder:
         file = Path(folder) / "pixels.safetensors"
         in_fresh_process(draw_pixels, generator, device, images, file)
-        rows = [
-            in_fresh_process(ours, file, device, k, restarts, method)
-            for method in ("kmeans", "spherical", "mixture")
-        ]
+        own = in_fresh_process(ours, file, device, k, restarts)
         reference = in_fresh_process(scikit_learn, file, k, restarts)
     slow = reference["seconds"]
     rows = [
         {**row, "times faster": f"{float(slow) / float(row['seconds']):.1f}"}
-        for row in [*rows, reference]
+        for row in (own, reference)
     ]
     title = f"{images} images of {generator}, k = {k}, {restarts} starts"
     show(title, rows, device=device, json_file=json)

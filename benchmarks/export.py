@@ -16,7 +16,7 @@ MB = 1e6
 
 def exported(model: str, out: str, format: str, photos: str, data: str | None) -> Row:
     """Writes an export; 8-bit ONNX if there are labelled photos."""
-    from latentseg.evaluation.protocols import evaluate
+    from latentseg.evaluation.real_photos import evaluate
     from latentseg.students.export import export_segmenter
     from latentseg.students.segmenter import Segmenter
 

@@ -15,15 +15,17 @@ import tyro
 
 from latentseg.evaluation.metrics import confusion_matrix, iou
 from latentseg.generators import load_generator
-from latentseg.labelers.few_shot import VARIANTS, PaintedImages, fit_few_shot, read_painting
+from latentseg.labelers.few_shot import fit_few_shot
+from latentseg.labelers.few_shot_settings import SETTINGS
+from latentseg.labelers.painted import PaintedImages, read_painting
 from measuring import Row, show
 
 SETTINGS = {
-    "ours, mlp-small": VARIANTS["ours"],
-    "ours, cnn": replace(VARIANTS["ours"], head="cnn"),
-    "official, cnn": VARIANTS["official"],
-    "bryandlee, cnn-l": VARIANTS["bryandlee"],
-    "datasetgan, ensemble": VARIANTS["datasetgan"],
+    "ours, mlp-small": SETTINGS["ours"],
+    "ours, cnn": replace(SETTINGS["ours"], head="cnn"),
+    "official, cnn": SETTINGS["official"],
+    "bryandlee, cnn-l": SETTINGS["bryandlee"],
+    "datasetgan, ensemble": SETTINGS["datasetgan"],
 }
 
 

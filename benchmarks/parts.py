@@ -19,21 +19,16 @@ import tyro
 
 from latentseg.datasets.pairs import FolderPairs
 from latentseg.datasets.real import RealDataset, open_dataset
+from latentseg.evaluation.measuring import measure
 from latentseg.evaluation.metrics import accuracy, confusion_matrix, iou, weighted_iou
-from latentseg.evaluation.protocols import evaluate
 from latentseg.files import read_json, write_json
 from latentseg.generators import load_generator
 from latentseg.generators.protocols import Generator
 from latentseg.images import read_mask, resize_mask, to_pixels
-from latentseg.inversion.search import invert
-from latentseg.labelers.few_shot import (
-    VARIANTS,
-    FewShotConfig,
-    FewShotLabeler,
-    PaintedImages,
-    fit_few_shot,
-    read_painting,
-)
+from latentseg.inversion.folder import invert
+from latentseg.labelers.few_shot import FewShotLabeler, fit_few_shot
+from latentseg.labelers.few_shot_settings import SETTINGS, FewShotConfig
+from latentseg.labelers.painted import PaintedImages, read_painting
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import TrainConfig, train
@@ -46,8 +41,8 @@ SHOTS, PHOTOS = (1, 5, 10), (1, 5, 10, 20, 50, 100, 200)
 STUDENT = TrainConfig(width=0.25, steps=400, batch=16, decay_at=280, augment="photo")
 PAINTER = replace(STUDENT, steps=1_200, decay_at=840)
 HEADS = {
-    "MLP": VARIANTS["ours"],
-    "CNN": replace(VARIANTS["ours"], head="cnn"),
+    "MLP": SETTINGS["ours"],
+    "CNN": replace(SETTINGS["ours"], head="cnn"),
 }
 
 
@@ -129,7 +124,7 @@ class Bench:
 
     def measure(self, segmenter: Segmenter, limit: int | None = None) -> dict[str, Any]:
         """The numbers of the protocol on the photos of the second part."""
-        result = evaluate(segmenter, self.split[1], protocol=PROTOCOL, limit=limit, quiet=True)
+        result = measure(segmenter, self.split[1], protocol=PROTOCOL, limit=limit, quiet=True)
         return result.to_json()
 
 

@@ -53,17 +53,17 @@ def images(count: int, side: int) -> "tuple[Tensor, Tensor, Tensor]":
 
 def ours(count: int, side: int, is_dual: bool, is_all: bool, seconds: float, out: Path) -> Row:
     """`refine`, with the filters of the official settings or with all five."""
-    from latentseg.labelers.directions import VARIANTS
-    from latentseg.labelers.losses import grey
-    from latentseg.labelers.refinement import RefinementConfig, refine
+    from latentseg.labelers.directions_settings import SETTINGS, RefinementConfig
+    from latentseg.labelers.losses import gray
+    from latentseg.labelers.refinement import refine
 
     x, light, dark = images(count, side)
-    plain, lit = grey(x).numpy(), grey(light).numpy()
-    darkened = grey(dark).numpy() if is_dual else plain
+    plain, lit = gray(x).numpy(), gray(light).numpy()
+    darkened = gray(dark).numpy() if is_dual else plain
     parts = [lit > plain, plain > darkened] if is_dual else []
     shifted = [light, dark] if is_dual else [light]
     every = RefinementConfig(min_roundness=0.005, min_overlap=0.5)
-    config = every if is_all else VARIANTS["official"].refinement
+    config = every if is_all else SETTINGS["official"].refinement
 
     def once() -> Verdict:
         masks, rejected_by = refine(lit > darkened, parts, shifted, config)
@@ -143,10 +143,10 @@ def components(count: int, side: int) -> float:
     """Components of each mask before it is cleaned: the length of the official code's loop."""
     import scipy.ndimage
 
-    from latentseg.labelers.losses import grey
+    from latentseg.labelers.losses import gray
 
     _, light, dark = images(count, side)
-    masks = (grey(light) > grey(dark)).numpy()
+    masks = (gray(light) > gray(dark)).numpy()
     numbers = np.empty(masks.shape[1:], np.int32)
     found = (scipy.ndimage.label(mask, np.ones((3, 3)), output=numbers) for mask in masks)
     return sum(int(each) for each in found) / count  # pyright: ignore[reportArgumentType]

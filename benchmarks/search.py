@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from latentseg.generators import Generator, Latents
-    from latentseg.labelers.directions import DirectionsConfig
+    from latentseg.labelers.directions_settings import DirectionsConfig
 
 JUDGED = 0x5EA  # keeps the images that judge apart from those of the searches
 AT_ONCE = 32  # images
@@ -105,18 +105,18 @@ def settings(
     sign: str, official_steps: int | None, lrs: tuple[float, ...]
 ) -> dict[str, "DirectionsConfig"]:
     """By name: the official settings, ours, and ours with one start and larger steps."""
-    from latentseg.labelers.directions import VARIANTS
+    from latentseg.labelers.directions_settings import SETTINGS
 
-    official = replace(VARIANTS["official"], mode=sign)  # pyright: ignore[reportArgumentType]
+    official = replace(SETTINGS["official"], mode=sign)  # pyright: ignore[reportArgumentType]
     if official_steps is not None:
         official = replace(official, steps=official_steps)
     ours = replace(
-        VARIANTS["ours"],
+        SETTINGS["ours"],
         mode=official.mode,
         contrast_weight=official.contrast_weight,
         structure_weight=official.structure_weight,
         steps=official.steps,
-        restart_steps=min(VARIANTS["ours"].restart_steps, official.steps),
+        restart_steps=min(SETTINGS["ours"].restart_steps, official.steps),
     )
     larger = {f"ours, one start, lr {lr:g}": replace(ours, lr=lr, restarts=1) for lr in lrs}
     return {"official": official, "ours": ours, **larger}
@@ -127,12 +127,12 @@ def watch(
 ) -> Row:
     """Runs the search, notes every few steps, and judges when the clock has stopped."""
     from latentseg.generators import load_generator
-    from latentseg.labelers import directions
+    from latentseg.labelers import direction_search
 
     generator = Counted(load_generator(name, device=device))
     searches: list[Any] = []
     noted: list[tuple[int, int, float, int, Tensor]] = []
-    plain_step = directions._Search.step
+    plain_step = direction_search._Search.step
 
     def step(search: Any) -> None:
         plain_step(search)
@@ -145,8 +145,8 @@ def watch(
             noted.append((steps, generator.images, seconds, searches.index(search), direction))
 
     began = time.process_time()
-    with patch.object(directions._Search, "step", step):
-        found = directions.find_direction(generator, config.mode, config=config, seed=seed)
+    with patch.object(direction_search._Search, "step", step):
+        found = direction_search.find_direction(generator, config.mode, config=config, seed=seed)
     seconds, images = time.process_time() - began, generator.images
     best = min(range(len(found.starts)), key=found.starts.__getitem__)
     compared = config.restarts * config.restart_steps if config.restarts > 1 else 0

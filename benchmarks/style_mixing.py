@@ -6,7 +6,7 @@ images together; that of a trimap is over the pixels near the true boundary alon
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,16 +23,13 @@ from latentseg.generators.protocols import Latents
 from latentseg.images import Pixels, to_pixels
 from latentseg.labelers import load_labeler
 from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
+from latentseg.labelers.fit_style_mixing import fit_style_mixing
+from latentseg.labelers.mask_measures import area_share
 from latentseg.labelers.naming import ClassNames
 from latentseg.labelers.protocols import Labeler, Labelled
-from latentseg.labelers.refinement import area_share
-from latentseg.labelers.style_mixing import (
-    StyleMixingConfig,
-    StyleMixingLabeler,
-    check_variants,
-    draw_variants,
-    fit_style_mixing,
-)
+from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.style_mixing_settings import StyleMixingConfig
+from latentseg.labelers.variants import check_variants, draw_variants
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter
 
@@ -238,7 +235,7 @@ def main(
         found[title] = rows
         if json is not None:
             about = {"model": str(model), "generator": opened.info.to_json(), "count": count}
-            write_json(json, {**about, "options": labeler.config.to_json(), "tables": found})
+            write_json(json, {**about, "options": asdict(labeler.config), "tables": found})
 
 
 if __name__ == "__main__":

@@ -61,11 +61,12 @@ class Clocked:
 def fitted(generator: "Generator", labeler: str | None) -> "Labeler":
     """The labeler in a folder, or a short search: how good the masks are does not matter here."""
     from latentseg.labelers import load_labeler
-    from latentseg.labelers.directions import VARIANTS, fit_directions
+    from latentseg.labelers.directions_settings import SETTINGS
+    from latentseg.labelers.fit_directions import fit_directions
 
     if labeler is not None:
         return load_labeler(labeler, generator)
-    short = replace(VARIANTS["ours"], restarts=1, steps=40, tolerance=0.0)
+    short = replace(SETTINGS["ours"], restarts=1, steps=40, tolerance=0.0)
     return fit_directions(generator, config=short, quiet=True)
 
 

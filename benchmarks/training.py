@@ -12,6 +12,7 @@ from measuring import Row, finish, in_fresh_process, show
 
 if TYPE_CHECKING:
     from latentseg.datasets.pairs import Batch
+    from latentseg.weights.efficientnet_lite0 import EfficientNetLite0
 
 
 class Clocked:
@@ -58,19 +59,32 @@ def train_student(preset: str, side: int, device: str, steps: int) -> Row:
     }
 
 
-def train_generator(side: int, device: str, steps: int) -> Row:
+def train_generator(side: int, features: str, batch: int, device: str, steps: int) -> Row:
     """Whole steps of the generator's training, the lazy penalty in its turn."""
     import torch
 
     from latentseg.devices import pick_device
     from latentseg.distributed import Team
-    from latentseg.generators.training.loop import GeneratorTrainingConfig, Training
+    from latentseg.generators.training.config import (
+        DEFAULTS,
+        default_channels,
+        default_feature_px,
+    )
     from latentseg.generators.training.photos import Photos
+    from latentseg.generators.training.steps import Training
 
-    config = GeneratorTrainingConfig(size=(side, side))
+    size = (side, side)
+    config = replace(
+        DEFAULTS[features],
+        size=size,
+        channels=default_channels(size),
+        batch=batch,
+        feature_px=default_feature_px(features, size),
+    )
     pixels = torch.randint(0, 256, (256, 3, side, side), dtype=torch.uint8)
     photos = Photos(pixels, None, (), tuple(map(str, range(256))))
-    training = Training(config, 0, Team(pick_device(device)))
+    network = None if features == "none" else random_features()
+    training = Training(config, 0, Team(pick_device(device)), network)
     training.advance(photos)
     steps = max(steps // config.r1_interval, 1) * config.r1_interval
     finish(training.device)
@@ -81,7 +95,7 @@ def train_generator(side: int, device: str, steps: int) -> Row:
     taken = (time.perf_counter() - began) / steps
     parameters = sum(parameter.numel() for parameter in training.generator.parameters())
     return {
-        "what": "generator, default",
+        "what": "generator" if features == "none" else f"generator, {features}",
         "parameters": f"{parameters / 1e6:.2f} M",
         "pixels": f"{side} x {side}",
         "batch": config.batch,
@@ -90,12 +104,25 @@ def train_generator(side: int, device: str, steps: int) -> Row:
     }
 
 
+def random_features() -> "EfficientNetLite0":
+    """The frozen network with random weights, which are no slower than the real ones."""
+    import torch
+
+    from latentseg.weights.efficientnet_lite0 import EfficientNetLite0
+
+    network = EfficientNetLite0()
+    for buffer in network.buffers():
+        torch.nn.init.normal_(buffer, std=(2 / buffer[0].numel()) ** 0.5)
+    return network
+
+
 def main(
     presets: tuple[str, ...] = ("quick", "standard", "paper"),
     side: int = 64,
     device: str = "auto",
     steps: int = 8,
     generator_steps: int = 32,
+    generator_batch: int = 32,
     json: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Measures each preset and the training of a generator, each in a process of its own.
@@ -105,11 +132,14 @@ def main(
         side: Height and width of images in pixels.
         device: auto, cpu, cuda, ...
         steps: Steps of each student; the first is not counted.
-        generator_steps: Steps of the generator.
+        generator_steps: Steps of the generator, without and with features.
+        generator_batch: Photos per step of the generator.
         json: File for the numbers.
     """
     rows = [in_fresh_process(train_student, preset, side, device, steps) for preset in presets]
-    rows.append(in_fresh_process(train_generator, side, device, generator_steps))
+    for features in ("none", "efficientnet-lite0"):
+        asked = (side, features, generator_batch, device, generator_steps)
+        rows.append(in_fresh_process(train_generator, *asked))
     show("Training", rows, device=device, json_file=json)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from latentseg.datasets.real import open_dataset
 from latentseg.evaluation.baselines import floors
-from latentseg.evaluation.protocols import evaluate
+from latentseg.evaluation.measuring import measure
 from latentseg.run import PRESETS, run
 from latentseg.students.segmenter import ASSETS, Segmenter, list_segmenters
 
@@ -26,7 +26,7 @@ def test_bundled_segmenters_are_small_and_say_whose_they_are() -> None:
 def test_bundled_segmenter_sees_the_pet_better_than_any_fixed_ellipse() -> None:
     dataset = open_dataset(PETS).thinned(40)
     segmenter = Segmenter.from_pretrained("pets64", device="cpu")
-    measured = evaluate(segmenter, dataset, quiet=True)
+    measured = measure(segmenter, dataset, quiet=True)
     assert measured.iou > floors(dataset)["ellipse"].iou
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from latentseg import cli
 from latentseg.images import read_image, read_mask, write_image, write_mask
+from latentseg.labelers.registry import kinds
 from tests.app.painted import begin
 from tests.datasets.fabricate import blob, make_dataset
 from tests.labelers.test_few_shot import painting, write_painting
@@ -47,6 +48,18 @@ def test_nothing_heavy_is_imported_for_the_help() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["fit", "run"])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [(kind.name, settings) for kind in kinds().values() for settings in kind.settings],
+)
+def test_help_shows_the_defaults_of_every_published_settings(command, method, settings, latentseg):
+    named = [method] if command == "fit" else ["--method", method]
+    code, out, _ = latentseg(command, *named, "--settings", settings, "--help")
+    assert code == 0
+    assert "--settings" in out
 
 
 def test_help_names_every_command(latentseg) -> None:
@@ -141,6 +154,37 @@ def test_stages_one_by_one_from_generator_to_masks_of_photos(latentseg, tmp_path
     assert read_mask(masks / "photo_mask.png").shape == (50, 70)
     assert read_image(masks / "photo_overlay.jpg").shape == (50, 70, 3)
     assert (masks / "photo_cutout.png").is_file()
+
+
+def test_masks_of_any_tool_are_measured(latentseg, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", [blob(i) for i in range(3)])
+    for name, _, truth in list(dataset)[:2]:
+        write_mask(tmp_path / "masks" / f"{name}.png", truth)
+    options = ["--protocol", "feng2023", "--json", tmp_path / "result.json"]
+    code, out, err = latentseg("eval", tmp_path / "masks", tmp_path / "data", *options)
+    assert code == 0
+    assert "2 images" in out
+    assert "1 photos have no mask: 0002." in err
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["mean_iou"], result["trimap_mean"], result["n_images"]) == (1, 1, 2)
+    assert "ellipse" in result["floors"]
+
+
+def test_judge_scores_a_labeler_against_a_segmenter(latentseg, tmp_path: Path, model: Path) -> None:
+    labeler = tmp_path / "labeler"
+    quick = ["--search-steps", 12, "--search-restarts", 1, "--radius", 2]
+    assert latentseg("fit", "directions", WORLD, labeler, *quick)[0] == 0
+    options = ["--model", model, "--count", 5, "--json", tmp_path / "result.json"]
+    code, out, _ = latentseg("judge", WORLD, labeler, *options)
+    assert code == 0
+    assert "5 images" in out
+    assert "Pseudo truth" in out
+    (result, *_) = json.loads((tmp_path / "result.json").read_text())
+    assert (result["protocol"], result["n_images"]) == ("feng2023", 5)
+    assert result["setting"] == "all images"
+    code, _, err = latentseg("judge", WORLD, labeler, "--model", tmp_path / "no.tflite")
+    assert code == 1
+    assert "no.tflite: there is no such file" in err
 
 
 def test_predict_goes_on_after_a_bad_photo_and_names_it(
@@ -254,7 +298,11 @@ def test_checkpoint_is_converted_fitted_and_drawn_from(latentseg, tmp_path: Path
 
 def test_wrong_option_and_wrong_family_of_a_checkpoint_are_explained(latentseg, tmp_path) -> None:
     pickle = ROOT / "tests/data/golden/stylegan2-ada/uncond32/network-snapshot-025000.pkl"
-    for option, message in (("psi", "NAME=VALUE"), ("psi=3", "psi 3"), ("size=3", "no option")):
+    for option, message in (
+        ("psi", "NAME=VALUE"),
+        ("psi=3", "`psi`: expected above 0"),
+        ("size=3", "no option"),
+    ):
         code, _, err = latentseg("convert", pickle, tmp_path / "out", "--option", option)
         assert code == 1
         assert message in err
@@ -301,11 +349,11 @@ def test_flags_of_a_method_that_takes_no_part_are_refused(latentseg, tmp_path: P
     for arguments in (
         ("fit", "directions", WORLD, tmp_path / "out", "--k", 3),
         ("fit", "style-mixing", WORLD, tmp_path / "out", "--radius", 2),
-        ("run", WORLD, tmp_path / "out", "--method", "style-mixing", "--variant", "paper"),
-        ("run", WORLD, tmp_path / "out", "--spatial-weight", 0),
+        ("run", WORLD, tmp_path / "out", "--method", "style-mixing", "--search-steps", 3),
+        ("run", WORLD, tmp_path / "out", "--method", "feature-clusters", "--variants", 3),
     ):
         code, _, err = latentseg(*arguments)
-        assert code == 1
+        assert code == 2
         assert "which is not asked for" in err
     assert not (tmp_path / "out").exists()
 
@@ -342,11 +390,11 @@ def test_painted_images_teach_a_head_that_labels_a_dataset(latentseg, tmp_path: 
     painted, head, data = tmp_path / "painted", tmp_path / "head", tmp_path / "data"
     write_painting(painted, painting(1))
     world = "tests.few_shot_world:FewShotWorld"
-    assert latentseg("fit", "few-shot", world, head, "--labels", painted, "--quiet")[0] == 0
+    assert latentseg("fit", "few-shot", world, head, "--painted", painted, "--quiet")[0] == 0
     assert latentseg("synth", world, head, data, "--count", 3, "--quiet")[0] == 0
     assert json.loads((data / "dataset.json").read_text())["classes"] == ["body", "head", "foot"]
     code, _, err = latentseg("fit", "few-shot", world, tmp_path / "x")
-    assert (code, "--labels" in err) == (1, True)
+    assert (code, "--painted" in err) == (2, True)
 
 
 def test_clusters_of_features_label_without_labels(latentseg, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.generators.abilities import abilities
 from latentseg.generators.protocols import Generator, HasFeatures, HasVariants, Latents
-from latentseg.labelers import METHODS, Labeler, labelers_for, load_labeler
+from latentseg.labelers import Labeler, kinds, labelers_for, load_labeler
 from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
 from tests.closeness import assert_same_masks
 from tests.generators.tiny import TINY
@@ -178,7 +178,7 @@ def test_generator_when_it_has_features_then_their_channels_are_as_announced(
 
 
 def test_generator_when_asked_then_its_labelers_are_known_methods(generator: Generator):
-    assert set(labelers_for(abilities(generator))) <= set(METHODS)
+    assert set(labelers_for(abilities(generator))) <= set(kinds())
     assert "directions" in labelers_for(abilities(generator))
 
 

@@ -17,8 +17,9 @@ from latentseg.errors import InputError
 from latentseg.evaluation.metrics import confusion_matrix, iou
 from latentseg.generators import load_generator
 from latentseg.images import read_mask, to_pixels, write_image, write_mask
-from latentseg.labelers.few_shot import fit_few_shot, read_painting
-from latentseg.run import PRESETS, few_shot_preset, run
+from latentseg.labelers.few_shot import fit_few_shot
+from latentseg.labelers.painted import read_painting
+from latentseg.run import PRESETS, preset, run
 from tests.few_shot_world import FewShotWorld
 from tests.parts_world import PARTS
 
@@ -77,7 +78,7 @@ def test_run_from_painted_images_to_parts_of_photos(
     latentseg: Command, painting: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    asked = ["run", WORLD, out, "--method", "few-shot", "--labels", painting, "--eval", photos]
+    asked = ["run", WORLD, out, "--method", "few-shot", "--painted", painting, "--eval", photos]
     code, shown, err = latentseg(*asked, "--preset", "quick", *SHORT)
     assert code == 0, err
     assert "IoU of each class" in shown
@@ -97,9 +98,9 @@ def test_run_from_painted_images_to_parts_of_photos(
 def test_run_refuses_few_shot_without_painting_and_painting_without_few_shot(
     painting: Path, tmp_path: Path
 ) -> None:
-    for config, labels in ((few_shot_preset("quick"), None), (PRESETS["quick"], painting)):
-        with pytest.raises(InputError, match="learns from painted images"):
-            run(WORLD, tmp_path / "run", config=config, labels=labels, quiet=True)
+    for config, painted in ((preset("quick", "few-shot"), None), (PRESETS["quick"], painting)):
+        with pytest.raises(InputError, match=r"`painted`: .* painted images"):
+            run(WORLD, tmp_path / "run", config=config, painted=painted, quiet=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -107,7 +108,7 @@ def test_soft_labels_go_through_synth_shards_check_and_train(
     latentseg: Command, painting: Path, tmp_path: Path
 ) -> None:
     head, student = tmp_path / "head", ["--preset", "quick", "--steps", 4, "--width", 0.125]
-    assert latentseg("fit", "few-shot", WORLD, head, "--labels", painting)[0] == 0
+    assert latentseg("fit", "few-shot", WORLD, head, "--painted", painting)[0] == 0
     for layout in ("folder", "shards"):
         data = tmp_path / layout
         asked = ["synth", WORLD, head, data, "--count", 70, "--soft", "--format", layout]
@@ -143,7 +144,7 @@ def test_invert_finds_latents_and_masks_of_photos(
     latentseg: Command, photos: Path, painting: Path, tmp_path: Path
 ) -> None:
     head, out = tmp_path / "head", tmp_path / "out"
-    assert latentseg("fit", "few-shot", WORLD, head, "--labels", painting)[0] == 0
+    assert latentseg("fit", "few-shot", WORLD, head, "--painted", painting)[0] == 0
     picture = photos / "images" / "0.png"
     code, shown, err = latentseg(
         "invert", WORLD, picture, out, "--labeler", head, "--steps", 5, "--start", "drawn"

@@ -11,8 +11,8 @@ from latentseg.errors import InputError
 from latentseg.files import verify_manifest
 from latentseg.images import write_image
 from latentseg.labelers import load_labeler
-from latentseg.labelers.directions import DirectionsConfig
-from latentseg.labelers.style_mixing import StyleMixingConfig
+from latentseg.labelers.directions_settings import DirectionsConfig
+from latentseg.labelers.style_mixing_settings import StyleMixingConfig
 from latentseg.run import PRESETS, RunConfig, run
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.self_training import SelfTrainingConfig
@@ -24,7 +24,12 @@ from tests.world import World, fitted, seeds
 WORLD = "tests.world:World"
 STUDENT = TrainConfig(width=0.125, steps=40, batch=16, lr=3e-3, decay_at=30, augment="none")
 TINY = RunConfig(
-    directions=DirectionsConfig(steps=10, restarts=1, restart_steps=5, generation_radius=2.0),
+    labelers={
+        "directions": DirectionsConfig(
+            steps=10, restarts=1, restart_steps=5, generation_radius=2.0
+        ),
+        "style-mixing": StyleMixingConfig(n_variants=8, restarts=2),
+    },
     count=24,
     student=STUDENT,
     rounds=SelfTrainingConfig(rounds=1, train=STUDENT, min_consistency=0.0),
@@ -81,18 +86,22 @@ def test_run_folder_is_complete_and_verified(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "agree"), [("style-mixing", None), ("style-mixing", "directions"), ("voting", None)]
+    ("options", "expected"),
+    [
+        ({"method": "style-mixing"}, "style-mixing"),
+        ({"method": "style-mixing", "agree": "directions"}, "agreement"),
+        ({"method": "directions", "vote": "style-mixing"}, "voting"),
+        ({"method": "feature-clusters"}, "feature-clusters"),
+    ],
 )
 def test_other_methods_make_a_whole_run(
-    tmp_path: Path, real: Path, method: str, agree: str | None
+    tmp_path: Path, real: Path, options: dict[str, str], expected: str
 ) -> None:
     student = replace(STUDENT, steps=4, decay_at=3)
-    config = replace(TINY, method=method, agree=agree, student=student, count=8)
-    config = replace(config, style_mixing=StyleMixingConfig(n_variants=8, restarts=2))
+    config = replace(TINY, student=student, count=8, **options)
     run(WORLD, tmp_path / "run", config=config, eval_data=[real], device="cpu", quiet=True)
     verify_manifest(tmp_path / "run")
     card = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["card"]
-    expected = "agreement" if agree else method
     assert card["labeler"]["method"] == expected
     assert (tmp_path / "run" / "labeler" / "contact_sheet.png").is_file()
     labeler = load_labeler(tmp_path / "run" / "labeler", World())
@@ -106,9 +115,12 @@ def test_methods_that_do_not_go_together_are_refused() -> None:
         {"method": "magic"},
         {"agree": "directions"},
         {"method": "style-mixing", "agree": "magic"},
+        {"vote": "few-shot"},
+        {"agree": "style-mixing", "vote": "style-mixing"},
+        {"agree": "style-mixing", "ensemble": True},
         {"method": "style-mixing", "ensemble": True},
     ):
-        with pytest.raises(InputError, match=r"expected|ensemble"):
+        with pytest.raises(InputError, match=r"[Ee]xpected|ensemble|vote"):
             RunConfig(**options)  # pyright: ignore[reportArgumentType]
 
 
@@ -194,7 +206,7 @@ def test_presets_follow_the_paper() -> None:
     paper = PRESETS["paper"]
     assert (paper.student.steps, paper.student.batch, paper.student.decay_at) == (12_000, 95, 8_000)
     assert paper.student.width == 1
-    assert paper.directions.generation_radius == 5
+    assert paper.labelers["directions"].generation_radius == 5
 
 
 def test_dataset_folder_is_all_that_training_needs(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from latentseg.generators.protocols import GeneratorInfo, Latents
-from latentseg.labelers.directions import VARIANTS, DirectionsLabeler, fit_directions
+from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.directions_settings import SETTINGS
+from latentseg.labelers.fit_directions import fit_directions
 from latentseg.seeds import derive_seeds
 
 LAYOUT = 7  # place (2), radius (1), second and third harmonic of the outline (4)
@@ -141,5 +143,5 @@ def fitted(n_classes: int = 0) -> DirectionsLabeler:
 
 @cache
 def _fitted(n_classes: int) -> DirectionsLabeler:
-    config = replace(VARIANTS["ours"], batch=8)
+    config = replace(SETTINGS["ours"], batch=8)
     return fit_directions(World(n_classes=n_classes), config=config, seed=0, quiet=True)

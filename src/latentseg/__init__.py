@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from latentseg.version import __version__
 
 if TYPE_CHECKING:
-    from latentseg.evaluation.protocols import evaluate
+    from latentseg.evaluation.real_photos import evaluate
     from latentseg.generators import list_generators, load_generator
     from latentseg.generators.training import train_generator
-    from latentseg.inversion.search import invert
+    from latentseg.inversion.folder import invert
     from latentseg.labelers import load_labeler
-    from latentseg.labelers.directions import fit_directions
+    from latentseg.labelers.feature_clusters import fit_feature_clusters
     from latentseg.labelers.few_shot import fit_few_shot
-    from latentseg.labelers.style_mixing import fit_style_mixing
+    from latentseg.labelers.fit_directions import fit_directions
+    from latentseg.labelers.fit_style_mixing import fit_style_mixing
     from latentseg.students.segmenter import Segmenter
     from latentseg.students.training import train
     from latentseg.synthesis.writers import synthesize
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit_directions",
+    "fit_feature_clusters",
     "fit_few_shot",
     "fit_style_mixing",
     "invert",
@@ -39,11 +41,12 @@ __all__ = [
 
 _HOMES = {
     "Segmenter": "latentseg.students.segmenter",
-    "evaluate": "latentseg.evaluation.protocols",
-    "fit_directions": "latentseg.labelers.directions",
+    "evaluate": "latentseg.evaluation.real_photos",
+    "fit_directions": "latentseg.labelers.fit_directions",
+    "fit_feature_clusters": "latentseg.labelers.feature_clusters",
     "fit_few_shot": "latentseg.labelers.few_shot",
-    "fit_style_mixing": "latentseg.labelers.style_mixing",
-    "invert": "latentseg.inversion.search",
+    "fit_style_mixing": "latentseg.labelers.fit_style_mixing",
+    "invert": "latentseg.inversion.folder",
     "list_generators": "latentseg.generators",
     "load_generator": "latentseg.generators",
     "load_labeler": "latentseg.labelers",

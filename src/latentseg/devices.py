@@ -22,13 +22,15 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.partition(":")[0] not in DEVICES:
         raise InputError(
-            f"--device {name}: expected auto, {', '.join(DEVICES)}, or one like cuda:1."
+            f"`device`: expected auto, {', '.join(DEVICES)}, or one like cuda:1, found {name!r}."
         )
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not available here. See `latentseg doctor`.") from error
+        raise InputError(
+            f"`device`: {name} is not available here. See: latentseg doctor"
+        ) from error
     return device
 
 
@@ -50,7 +52,9 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
     if name not in PRECISIONS:
-        raise InputError(f"--precision {name}: expected auto, {', '.join(PRECISIONS)}.")
+        raise InputError(
+            f"`precision`: expected one of auto, {', '.join(PRECISIONS)}, found {name!r}."
+        )
     return PRECISIONS[name]
 
 

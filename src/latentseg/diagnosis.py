@@ -35,6 +35,8 @@ def diagnose() -> dict[str, str]:
         "metrics (extra)": _extra("torch_fidelity", "metrics"),
         "diffusion (extra)": _extra("diffusers", "diffusion"),
         "export (extra)": _extra("onnxruntime", "export"),
+        "app (extra)": _extra("starlette", "app"),
+        "judge (extra)": _extra("ai_edge_litert", "judge"),
         "temporary folder": f"{free_bytes(tempfile.gettempdir()) / GIB:.1f} GiB free",
         "bundled generators": ", ".join(each.name for each in list_generators()) or "none",
         "bundled segmenters": ", ".join(list_segmenters()) or "none",

@@ -25,14 +25,14 @@ from latentseg.errors import InputError, LatentsegError, NotFinishedError
 LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 PER_NODE = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-TIMEOUT = timedelta(hours=1)  # the others wait while the first one writes its reports
+TIMEOUT = timedelta(hours=1)  # the others wait while rank zero writes its reports
 
 T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Which of how many equal processes this one is: as they are connected, or else as torchrun or
-    Slurm says; (0, 1) if it is alone.
+    """The rank of this process and how many there are, from the connection if there is one, or
+    else from torchrun's or Slurm's variables; (0, 1) for a process alone.
     """
     if torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -50,7 +50,7 @@ class Team:
 
     Attributes:
         device: Where this process computes.
-        rank: Its number; the first one, 0, does what must be done once: it writes the files.
+        rank: Its number. Rank zero does what must be done once: it writes the files.
         world: How many there are.
     """
 
@@ -59,7 +59,7 @@ class Team:
     world: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
 
@@ -70,15 +70,17 @@ class Team:
             InputError: there are more processes than things.
         """
         if n < self.world:
-            raise InputError(f"{self.world} processes for {n} parts of a batch: use fewer.")
+            raise InputError(
+                f"`devices`: {self.world} processes for a batch of {n}; expected at most {n}."
+            )
         return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
 
-    def first(self, work: Callable[[], T]) -> T:
-        """What `work` gives in the first process, which alone does it; its error is everyone's."""
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank zero, which alone does it; its error is raised on all ranks."""
         if self.world == 1:
             return work()
         result, failure = None, None
-        if self.is_first:
+        if self.is_rank_zero:
             try:
                 result = work()
             except (LatentsegError, OSError) as error:
@@ -91,25 +93,25 @@ class Team:
             raise failure
         return result  # pyright: ignore[reportReturnType]
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """What `work` gives in each process, one after the other: what the first has made on disk
-        the others find there.
+    def rank_zero_first(self, work: Callable[[], T]) -> T:
+        """What `work` gives in each process, one after the other, rank zero first: what it has made
+        on disk the others find there.
         """
         if self.world == 1:
             return work()
         results: list[T] = []
-        self.first(lambda: results.append(work()))
+        self.on_rank_zero(lambda: results.append(work()))
         for rank in range(1, self.world):
             if rank == self.rank:
                 results.append(work())
-            self.first(lambda: None)
+            self.on_rank_zero(lambda: None)
         return results[0]
 
     @contextlib.contextmanager
-    def led(self, context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
-        """Enters `context` in the first process, on behalf of all."""
+    def rank_zero_context(self, context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+        """Enters `context` on rank zero, on behalf of all."""
         with contextlib.ExitStack() as stack:
-            self.first(lambda: stack.enter_context(context))
+            self.on_rank_zero(lambda: stack.enter_context(context))
             yield
 
     def sum(self, x: Tensor) -> Tensor:
@@ -195,16 +197,18 @@ def join(device: str = "auto", *, devices: int = 1, nodes: int = 1) -> Team:
     """
     _, world = rank_and_world()
     if devices < 1 or nodes < 1:
-        raise InputError(f"--devices {devices} --nodes {nodes}: at least 1 of each.")
+        raise InputError(f"`devices` {devices}, `nodes` {nodes}: expected at least 1 of each.")
     if world > 1 and devices * nodes not in (1, world):
         raise InputError(
-            f"--devices {devices} --nodes {nodes}: {world} processes were started. Leave both out."
+            f"`devices` {devices}, `nodes` {nodes}: {world} processes were started. Leave both out."
         )
     chosen = pick_device(device)
     if world == devices * nodes == 1:
         return Team(chosen)
     if chosen.type not in BACKENDS:
-        raise InputError(f"--device {chosen.type}: several processes need {' or '.join(BACKENDS)}.")
+        raise InputError(
+            f"`device`: several processes need {' or '.join(BACKENDS)}, found {chosen.type}."
+        )
     if devices * nodes == 1:
         devices = next((int(os.environ[name]) for name in PER_NODE if name in os.environ), world)
         nodes = world // devices

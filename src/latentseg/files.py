@@ -3,20 +3,23 @@
 import contextlib
 import difflib
 import hashlib
+import io
 import itertools
 import json
 import os
 import platform
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import filelock
 from safetensors import SafetensorError, safe_open
 
 from latentseg.errors import CorruptFileError, InputError
+from latentseg.plain_data import MAX_BYTES, MAX_YAML_BYTES, parse_json, parse_yaml
 
 if TYPE_CHECKING:  # torch takes a second to import, and most of this file needs none of it
     from torch import Tensor
@@ -27,9 +30,104 @@ HOLDER = (
     ".holder"  # who holds the lock; a file of its own, as Windows lets nobody read a locked one
 )
 TEMPORARY = ".latentseg-{process}-{count}.tmp"
+KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 _token = secrets.token_hex(4)  # two machines that share a folder may have equal process numbers
 _counter = itertools.count()
+_held: list[str] = []  # the work folders that this process holds, in which no link is followed
+
+
+def open_regular(path: Path | str) -> io.BufferedReader:
+    """Opens a file for reading, and nothing but a file: a pipe or a device could hang or act.
+
+    Inside a folder that this process has `locked` or `guarded`, links are not followed.
+
+    Raises:
+        InputError: it is a pipe, a socket or a device, or is reached by a link in a work folder.
+        OSError: as `open` raises it.
+    """
+    refuse_links(path)
+    _check_kind(os.stat(path).st_mode, path)  # before it is opened: opening a device may act
+    return open(path, "rb", opener=_open_checked)
+
+
+def check_regular(path: Path | str) -> None:
+    """Raises what `open_regular` raises, for a library that takes nothing but a path."""
+    open_regular(path).close()
+
+
+def open_in_place(path: Path | str, mode: str) -> BinaryIO:
+    """Opens a file to be written where it is, as a journal is; a link is never followed.
+
+    Args:
+        path: The file.
+        mode: As `open` takes it, for bytes: "ab", "a+b", "r+b".
+
+    Raises:
+        InputError: it is a link, or nothing that could be written to as a file.
+        OSError: as `open` raises it.
+    """
+    refuse_links(path)
+    if os.path.islink(path):
+        raise _link_error(path)
+    if os.path.exists(path):
+        _check_kind(os.stat(path).st_mode, path)
+    return cast(BinaryIO, open(path, mode, opener=_open_unfollowed))
+
+
+def truncate(path: Path | str, length: int) -> None:
+    """Cuts a file to `length` bytes; a link is refused as by `open_in_place`."""
+    with open_in_place(path, "r+b") as stream:
+        stream.truncate(length)
+
+
+def _open_checked(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    try:
+        _check_kind(os.fstat(descriptor).st_mode, path)  # it may be another since it was looked at
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open_unfollowed(path: str, flags: int) -> int:
+    return _open_checked(path, flags | getattr(os, "O_NOFOLLOW", 0))
+
+
+def _check_kind(mode: int, path: Path | str) -> None:
+    if kind := KINDS.get(stat.S_IFMT(mode)):
+        raise InputError(f"{path}: {kind}, where a file was expected. Copy its content to a file.")
+
+
+def refuse_links(path: Path | str) -> None:
+    """Refuses a path that a link inside a work folder leads to somewhere else.
+
+    Raises:
+        InputError: the path, or a folder on the way to it, is a link inside a folder that is
+            `locked` or `guarded`.
+    """
+    whole = os.path.abspath(path)
+    for folder in _held:
+        if not whole.startswith(os.path.join(folder, "")):
+            continue
+        step = folder
+        for name in os.path.relpath(whole, folder).split(os.sep):
+            step = os.path.join(step, name)
+            if os.path.islink(step):
+                raise _link_error(step)
+
+
+def _link_error(path: Path | str) -> InputError:
+    return InputError(
+        f"{path}: a link. Inside a folder that it works in, latentseg follows none, as what is "
+        "written there could end anywhere. Put the file or folder itself in its place."
+    )
 
 
 @contextlib.contextmanager
@@ -39,9 +137,11 @@ def atomic(path: Path | str) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part, even after a kill or a full disk.
 
     Raises:
-        InputError: the file cannot be written: no space, no permission, a fault of the disk.
+        InputError: the file cannot be written: no space, no permission, a fault of the disk, a
+            link in a work folder.
     """
     path = Path(path)
+    refuse_links(path)
     temporary = path.with_name(
         TEMPORARY.format(process=f"{os.getpid()}-{_token}", count=next(_counter))
     )
@@ -77,31 +177,75 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
-    """Reads a JSON file strictly: NaN, infinity and a key given twice are refused.
+def read_bytes(path: Path | str) -> bytes:
+    """The content of a regular file.
 
     Raises:
-        InputError: the file does not exist.
-        CorruptFileError: it is not valid JSON in UTF-8.
+        InputError: there is no such file, or it cannot be read.
+    """
+    with _reading(path), open_regular(path) as stream:
+        return stream.read()
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a regular file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+        CorruptFileError: it is not UTF-8.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{path}: there is no such file.") from error
-    except (ValueError, RecursionError) as error:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorruptFileError(f"{path}: not a text in UTF-8 ({error}).") from error
+
+
+def read_json(path: Path | str, *, limit: int = MAX_BYTES) -> Any:
+    """Reads a JSON file as strictly as `parse_json`.
+
+    Args:
+        path: The file.
+        limit: The largest size in bytes that is read.
+
+    Raises:
+        InputError: the file does not exist, or cannot be read.
+        CorruptFileError: it is not valid JSON in UTF-8, or is too large or too deep.
+    """
+    with _reading(path), open_regular(path) as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise CorruptFileError(f"{path}: larger than {limit} bytes; not a description.")
+    try:
+        return parse_json(content)
+    except ValueError as error:
         raise CorruptFileError(f"{path}: not valid JSON ({error}).") from error
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+def read_yaml(path: Path | str) -> Any:
+    """Reads a YAML file as plain data, bounded as `parse_yaml` bounds it.
+
+    Raises:
+        InputError: the file does not exist, or cannot be read.
+        CorruptFileError: it is not valid YAML in UTF-8, or is too large, too deep, or unfolds.
+    """
+    with _reading(path), open_regular(path) as stream:
+        content = stream.read(MAX_YAML_BYTES + 1)
+    try:
+        return parse_yaml(content)
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: cannot be read ({error}).") from error
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError(f"a key occurs twice among {', '.join(value)}")
-    return value
+@contextlib.contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:  # a name with a zero in it
+        raise InputError(f"{str(path)!r}: not a name of a file ({error}).") from error
 
 
 def write_safetensors(
@@ -132,8 +276,8 @@ def read_safetensors(path: Path | str) -> "dict[str, Tensor]":
         InputError: the file does not exist.
         CorruptFileError: it is not a complete safetensors file.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: there is no such file.")
+    with _reading(path):
+        check_regular(path)
     try:
         with safe_open(path, framework="pt") as archive:
             # Cloned, so that nothing stays mapped to a file that may be replaced.
@@ -144,7 +288,7 @@ def read_safetensors(path: Path | str) -> "dict[str, Tensor]":
 
 def sha256(path: Path | str) -> str:
     """The sha256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -220,16 +364,36 @@ def locked(folder: Path | str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)
     except filelock.Timeout as error:
-        holder = _read_holder(folder)
         raise InputError(
-            f"{folder}: in use by {holder}. Wait for it, or choose another folder."
+            f"{folder}: in use by {_read_holder(folder)}. Wait for it, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be worked in ({error.strerror or error}: {LOCK}). "
+            "Choose a folder that may be written to."
         ) from error
     try:
-        (folder / HOLDER).write_text(f"{platform.node()} process {os.getpid()}")
-        remove_leftovers(folder)
+        with guarded(folder):
+            write_text(folder / HOLDER, f"{platform.node()} process {os.getpid()}")
+            remove_leftovers(folder)
+            yield
+    finally:
+        # Removed while it is held: who waits for a lock that has no name any more makes a new one.
+        for name in (HOLDER, LOCK):
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                (folder / name).unlink()
+        lock.release()
+
+
+@contextlib.contextmanager
+def guarded(folder: Path | str) -> Iterator[None]:
+    """Makes `folder` a work folder of this process, in which no link is followed."""
+    name = os.path.abspath(folder)
+    _held.append(name)
+    try:
         yield
     finally:
-        lock.release()
+        _held.remove(name)
 
 
 def _make(folder: Path) -> None:
@@ -239,12 +403,17 @@ def _make(folder: Path) -> None:
         raise InputError(
             f"{folder}: a file is in the way of this folder. Choose another."
         ) from error
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror or error}). Choose another place."
+        ) from error
 
 
 def _read_holder(folder: Path) -> str:
     try:
-        return (folder / HOLDER).read_text().strip() or "another process"
-    except FileNotFoundError:
+        with open_regular(folder / HOLDER) as stream:
+            return stream.read(200).decode(errors="replace").strip() or "another process"
+    except (OSError, InputError):
         return "another process"
 
 

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 
+from latentseg.configs import check_range
 from latentseg.datasets.pairs import FolderPairs, Pairs
 from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.distributed import join
 from latentseg.errors import InputError
 from latentseg.evaluation.baselines import floors
+from latentseg.evaluation.measuring import measure
 from latentseg.evaluation.pictures import write_examples, write_pairs, write_story
-from latentseg.evaluation.protocols import Result, evaluate
 from latentseg.evaluation.report import render_report
+from latentseg.evaluation.results import Result
 from latentseg.files import (
     MANIFEST,
     claim,
@@ -27,30 +29,17 @@ from latentseg.files import (
     write_manifest,
 )
 from latentseg.generators import Generator, load_generator
-from latentseg.labelers import Labeler
-from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
-from latentseg.labelers.directions import (
-    VARIANTS,
-    DirectionsConfig,
-    DirectionsLabeler,
-    fit_directions,
-)
-from latentseg.labelers.few_shot import VARIANTS as HEADS
-from latentseg.labelers.few_shot import (
-    FewShotConfig,
-    FewShotLabeler,
-    PaintedImages,
-    fit_few_shot,
-    read_painting,
-)
+from latentseg.labelers import find_kind
+from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
+from latentseg.labelers.agreement_settings import AgreementConfig
+from latentseg.labelers.fitting import fit_labeler, read_inputs
+from latentseg.labelers.kinds import LabelerKind
 from latentseg.labelers.naming import NAMES
+from latentseg.labelers.needs import check_ability
 from latentseg.labelers.overview import write_overview
-from latentseg.labelers.protocols import SoftLabeler
-from latentseg.labelers.style_mixing import (
-    StyleMixingConfig,
-    StyleMixingLabeler,
-    fit_style_mixing,
-)
+from latentseg.labelers.painted import PaintedImages
+from latentseg.labelers.presets import LABELERS
+from latentseg.labelers.protocols import HasMembers, Labeler, SoftLabeler
 from latentseg.progress import say
 from latentseg.students.segmenter import Segmenter, ensemble
 from latentseg.students.self_training import SelfTrainingConfig, self_train
@@ -66,9 +55,6 @@ COLUMNS = (
     *("dataset", "protocol", "setting", "n_images", "acc"),
     *("iou", "iou_pooled", "max_f", "mean_iou", "weighted_iou"),
 )
-VOTERS = ("directions", "style-mixing")
-RUN_METHODS = ("directions", "style-mixing", "few-shot", "voting")
-ENSEMBLE = ("light", "dark")  # the directions whose students are averaged
 
 
 @dataclass(frozen=True)
@@ -76,27 +62,27 @@ class RunConfig:
     """How the whole job is done.
 
     Attributes:
-        method: "directions", "style-mixing", "few-shot", or "voting", for which the first two vote.
-        agree: "directions" or "style-mixing": its masks have to agree with those of `method`, or
-            the sample is dropped. None: nobody is asked.
-        min_agreement: Least IoU of the masks of two methods, where two take part.
-        directions: The search for directions and the making of masks.
-        style_mixing: The drawing of variants and the making of masks from them.
-        few_shot: The head that learns from painted images.
-        ensemble: Average students of the light and of the dark direction, in place of one student.
+        method: The labeler: "directions", "style-mixing", "few-shot", "feature-clusters", or
+            `module:callable` for one of the user's own.
+        agree: Another method, whose masks have to agree with those of `method`, or the sample is
+            dropped.
+        vote: Another method, which votes on each pixel beside `method`.
+        combination: Thresholds where two methods take part.
+        labelers: The configuration of each method; default settings for those left out.
+        ensemble: Average the students of the members of a labeler (the light and the dark
+            direction), in place of one student.
         count: Synthetic pairs the student learns from; None: drawn while it trains, never twice.
         student: The student and its training.
         rounds: Self-training on unlabelled photos, if there are any.
         protocol: How results on real photos are measured.
-        seed: Of everything random.
+        seed: Seeds all random numbers.
     """
 
     method: str = "directions"
     agree: str | None = None
-    min_agreement: float = 0.5
-    directions: DirectionsConfig = field(default_factory=DirectionsConfig)
-    style_mixing: StyleMixingConfig = field(default_factory=StyleMixingConfig)
-    few_shot: FewShotConfig = HEADS["ours"]
+    vote: str | None = None
+    combination: AgreementConfig = field(default_factory=AgreementConfig)
+    labelers: Mapping[str, Any] = field(default_factory=dict)
     ensemble: bool = False
     count: int | None = 4_000
     student: TrainConfig = field(default_factory=lambda: STUDENTS["quick"])
@@ -105,18 +91,37 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in RUN_METHODS:
-            raise InputError(f"method {self.method!r}: expected one of {', '.join(RUN_METHODS)}.")
-        if self.agree is not None and self.agree not in {*VOTERS} - {self.method}:
-            raise InputError(f"agree {self.agree!r}: expected {' or '.join(VOTERS)}, and another.")
-        if self.ensemble and (self.method, self.agree) != ("directions", None):
-            raise InputError("An ensemble averages students of directions, and of nothing else.")
+        check_range(self, ("count",), 1)
+        first, *others = kinds = self.kinds
+        if self.agree is not None and self.vote is not None:
+            raise InputError("`agree`, `vote`: a second method either agrees or votes, not both.")
+        if first in others:
+            raise InputError(f"`agree`, `vote`: expected another method than {self.method}.")
+        silent = [kind.name for kind in kinds if not kind.can_vote]
+        if self.vote is not None and silent:
+            raise InputError(f"`vote`: {silent[0]} cannot say how sure it is of each pixel.")
+        if self.ensemble and (others or not first.members):
+            raise InputError(
+                "`ensemble`: averages the students of the members of one labeler, such as the "
+                f"light and the dark direction; {' with '.join(kind.name for kind in kinds)} has "
+                "none."
+            )
+
+    @property
+    def kinds(self) -> tuple[LabelerKind[Any], ...]:
+        """The labelers that take part, `method` first."""
+        names = (self.method, self.agree or self.vote)
+        return tuple(find_kind(name) for name in names if name is not None)
+
+    def settings_of(self, kind: LabelerKind[Any]) -> Any:
+        """The configuration of a labeler that takes part."""
+        return self.labelers.get(kind.name, kind.default)
 
 
 PRESETS = {
     # a first look: a few minutes on two CPU cores
     "quick": RunConfig(
-        directions=DirectionsConfig(steps=100, restarts=2, restart_steps=25),
+        labelers=LABELERS["quick"],
         count=3_000,
         rounds=SelfTrainingConfig(rounds=1, train=STUDENTS["quick"]),
     ),
@@ -128,7 +133,7 @@ PRESETS = {
     ),
     # the settings of Melas-Kyriazi et al. 2021; wants a GPU
     "paper": RunConfig(
-        directions=replace(VARIANTS["official"], mode="both"),
+        labelers=LABELERS["paper"],
         count=None,
         student=STUDENTS["paper"],
         rounds=SelfTrainingConfig(rounds=3, train=STUDENTS["paper"]),
@@ -141,7 +146,7 @@ def run(
     out: Path | str,
     *,
     config: RunConfig = PRESETS["standard"],
-    labels: Path | str | None = None,
+    painted: Path | str | PaintedImages | None = None,
     eval_data: Sequence[Path | str] = (),
     groupings: Sequence[str | Path] = (),
     photos: Path | str | None = None,
@@ -162,9 +167,9 @@ def run(
     Args:
         generator: What `load_generator` takes.
         out: The run folder; docs/formats.md says what it holds.
-        config: How; `PRESETS` has "quick", "standard" and "paper"; `few_shot_preset` makes one for
-            parts.
-        labels: The painting that "few-shot" learns from, a folder of `latentseg paint`.
+        config: What is done; `PRESETS` has "quick", "standard" and "paper", and `preset` makes one
+            for any method.
+        painted: The painted images that "few-shot" learns from, a folder of `latentseg paint`.
         eval_data: Real photos with masks to measure on; never learned from.
         groupings: What makes classes of the labels of `eval_data` and `ceiling`; see
             `evaluation.groupings`.
@@ -192,10 +197,10 @@ def run(
     out, team = Path(out), join(device, devices=devices, nodes=nodes)
     if team.world > 1 and photos is not None:
         raise InputError(
-            "Self-training is done by one process: leave out --photos, and go on from this run "
-            "with `latentseg train DATASET OUT --photos PHOTOS`."
+            "`photos`: self-training is done by one process. Leave them out, and go on from this "
+            "run with `latentseg train DATASET OUT --photos PHOTOS`."
         )
-    device, quiet = str(team.device), quiet or not team.is_first
+    device, quiet = str(team.device), quiet or not team.is_rank_zero
     source = load_generator(
         generator,
         device=device,
@@ -205,15 +210,16 @@ def run(
         latent_noise=latent_noise,
         trust_code=trust_code,
     )
-    painted = _painted(config, labels, source)
+    images = _painted(config, painted, source)
     measured = [open_dataset(path, grouping=groupings) for path in eval_data]
     true_masks = None if ceiling is None else open_dataset(ceiling, grouping=groupings)
     asked = {
         "command": "run",
         "generator": source.info.to_json(),
         "options": dict(options or {}),
-        **asdict(config),
-        "painted": None if painted is None else painted.digest,
+        **asdict(replace(config, labelers={})),
+        "labelers": {kind.name: asdict(config.settings_of(kind)) for kind in config.kinds},
+        "painted": None if images is None else images.digest,
         "eval": [str(path) for path in eval_data],
         "groupings": [str(each) for each in groupings],
         "photos": None if photos is None else str(photos),
@@ -225,19 +231,19 @@ def run(
             "python": platform.python_version(),
         },
     }
-    with team.led(locked(out)):
-        team.first(lambda: claim(out, asked, free=("versions", "keep_dataset")))
-        if team.first(lambda: (out / MANIFEST).is_file()):
-            team.first(lambda: verify_manifest(out))
+    with team.rank_zero_context(locked(out)):
+        team.on_rank_zero(lambda: claim(out, asked, free=("versions", "keep_dataset")))
+        if team.on_rank_zero(lambda: (out / MANIFEST).is_file()):
+            team.on_rank_zero(lambda: verify_manifest(out))
             say(f"{out}: finished before; see {out / 'report.html'}", quiet=quiet)
             return Segmenter.from_pretrained(out / "model", device=device)
-        job = _Job(source, out, config, painted, device=device, quiet=quiet)
-        labelers = team.in_turn(job.fit)
-        synthetic = team.in_turn(
+        job = _Job(source, out, config, images, device=device, quiet=quiet)
+        labelers = team.rank_zero_first(job.fit)
+        synthetic = team.rank_zero_first(
             lambda: {name: job.pairs(name, labeler) for name, labeler in labelers.items()}
         )
         student = job.student(synthetic)
-        setting = "label-free" if painted is None else f"{len(painted.names)} painted images"
+        setting = "label-free" if images is None else images.summary
         settings = {setting: student}
         if photos is not None:
             pairs = next(iter(synthetic.values()))
@@ -253,36 +259,40 @@ def run(
             if not keep_dataset:
                 shutil.rmtree(out / "dataset", ignore_errors=True)
 
-        team.first(conclude)
+        team.on_rank_zero(conclude)
     return Segmenter.from_pretrained(out / "model", device=device)
 
 
-def few_shot_preset(name: str) -> RunConfig:
-    """The preset `name` with a student for parts: more steps, soft labels, all classes measured."""
-    return replace(
-        PRESETS[name], method="few-shot", student=PARTS_STUDENTS[name], protocol="tritrong2021"
-    )
+def preset(name: str, method: str = "directions") -> RunConfig:
+    """The preset `name` for a method.
+
+    Where painted images say what the parts are, the student is one for parts (more steps, soft
+    labels), and all classes are measured.
+    """
+    config = replace(PRESETS[name], method=method)
+    if find_kind(method).takes_painted:
+        config = replace(config, student=PARTS_STUDENTS[name], protocol="tritrong2021")
+    return config
 
 
 def _painted(
-    config: RunConfig, labels: Path | str | None, generator: Generator
+    config: RunConfig, painted: Path | str | PaintedImages | None, generator: Generator
 ) -> PaintedImages | None:
-    """What few-shot learns from, read before any work is done."""
-    if (config.method == "few-shot") != (labels is not None):
-        raise InputError(
-            "few-shot learns from painted images, and only few-shot does: give --method few-shot "
-            "and --labels FOLDER of `latentseg paint` together."
-        )
-    if labels is None:
-        return None
-    painted = read_painting(labels, generator)
-    painted.check(generator.info.size)
-    return painted
+    """What is learned from, read before any work is done; the generator can serve all methods."""
+    for kind in config.kinds:
+        check_ability(generator, kind.needs, kind.name)
+    kinds = sorted(config.kinds, key=lambda kind: kind.takes_painted)
+    return next(iter(read_inputs(kinds[-1], painted, generator)), None)
 
 
 def _is_recorded(path: Path, keep_dataset: bool) -> bool:
     """Whether a file of a run is in its manifest; the names of classes may be changed later."""
     return path.name != NAMES and (keep_dataset or path.parts[0] != "dataset")
+
+
+def _folder(method: str) -> str:
+    """The name of a method as that of a folder, also on Windows."""
+    return method.replace(":", ".")
 
 
 class _Job:
@@ -309,40 +319,35 @@ class _Job:
 
     def fit(self) -> dict[str, Labeler]:
         """The labelers, by the name of their folders; more than one for an ensemble."""
-        method, agree = self.config.method, self.config.agree
-        self._say("1/5 label", method if agree is None else f"{method}, in agreement with {agree}")
-        if method != "voting" and agree is None:
-            labeler = self._fitted(method, self.out / "labeler")
-        else:
-            parts = VOTERS if agree is None else (method, agree)
-            first, second = (self._fitted(part, self.out / "labelers" / part) for part in parts)
-            combine = VotingLabeler if agree is None else AgreementLabeler
-            limits = AgreementConfig(min_agreement=self.config.min_agreement)
-            labeler = combine(first, second, config=limits)
-            if not (self.out / "labeler" / MANIFEST).is_file():
-                write_overview(labeler, self.out / "labeler", seed=self.config.seed)
-                labeler.save(self.out / "labeler")
+        config, (first, *others) = self.config, self.config.kinds
+        self._say("1/5 label", " with ".join(kind.name for kind in config.kinds))
+        labeler = self._combined() if others else self._fitted(first, self.out / "labeler")
         self.card["labeler"] = labeler.info
-        if self.config.ensemble and isinstance(labeler, DirectionsLabeler):
-            return {
-                mode: labeler.with_config(replace(labeler.config, mode=mode)) for mode in ENSEMBLE
-            }
-        return {method: labeler}
+        if config.ensemble and isinstance(labeler, HasMembers):
+            return dict(labeler.members())
+        return {_folder(config.method): labeler}
 
-    def _fitted(
-        self, method: str, out: Path
-    ) -> DirectionsLabeler | StyleMixingLabeler | FewShotLabeler:
-        seed, quiet = self.config.seed, self.quiet
-        if self.painted is not None and method == "few-shot":
-            config = self.config.few_shot
-            return fit_few_shot(
-                self.generator, self.painted, config=config, seed=seed, out=out, quiet=quiet
-            )
-        if method == "directions":
-            config = self.config.directions
-            return fit_directions(self.generator, config=config, seed=seed, out=out, quiet=quiet)
-        config = self.config.style_mixing
-        return fit_style_mixing(self.generator, config=config, seed=seed, out=out, quiet=quiet)
+    def _combined(self) -> Labeler:
+        """Two labelers that agree or vote, with a report on what they make together."""
+        parts = self.out / "labelers"
+        pair = [self._fitted(kind, parts / _folder(kind.name)) for kind in self.config.kinds]
+        combine = VotingLabeler if self.config.vote else AgreementLabeler
+        labeler = combine(pair[0], pair[1], config=self.config.combination)
+        if not (self.out / "labeler" / MANIFEST).is_file():
+            write_overview(labeler, self.out / "labeler", seed=self.config.seed)
+            labeler.save(self.out / "labeler")
+        return labeler
+
+    def _fitted(self, kind: LabelerKind[Any], out: Path) -> Labeler:
+        return fit_labeler(
+            kind,
+            self.generator,
+            painted=self.painted if kind.takes_painted else None,
+            config=self.config.settings_of(kind),
+            seed=self.config.seed,
+            out=out,
+            quiet=self.quiet,
+        )
 
     def pairs(self, name: str, labeler: Labeler) -> Pairs:
         """The synthetic pairs of a labeler: a dataset folder, or an endless stream."""
@@ -446,7 +451,7 @@ class _Job:
             write_examples(segmenter, dataset, result, self.out / "examples")
 
     def _evaluate(self, segmenter: Segmenter, dataset: RealDataset) -> Result:
-        return evaluate(segmenter, dataset, protocol=self.config.protocol, quiet=self.quiet)
+        return measure(segmenter, dataset, protocol=self.config.protocol, quiet=self.quiet)
 
     def _say(self, stage: str, what: str) -> None:
         say(f"{stage}: {what}", quiet=self.quiet)

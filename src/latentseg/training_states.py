@@ -9,6 +9,7 @@ from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import (
     MANIFEST,
     read_safetensors,
+    refuse_links,
     verify_manifest,
     write_manifest,
     write_safetensors,
@@ -72,7 +73,9 @@ class Checkpoints:
 
     def delete(self) -> None:
         """Deletes all states."""
+        refuse_links(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:
+        refuse_links(self.folder)
         return sorted(self.folder.glob("step-*"), reverse=True)

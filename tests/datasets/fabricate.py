@@ -11,8 +11,8 @@ from torch import Tensor
 
 from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.evaluation.baselines import floors
+from latentseg.evaluation.measuring import Scores, measure
 from latentseg.evaluation.pictures import write_examples, write_pairs, write_story
-from latentseg.evaluation.protocols import Scores, evaluate
 from latentseg.files import write_json
 from latentseg.generators.protocols import GeneratorInfo, Latents
 from latentseg.images import Pixels, contact_sheet, encode, to_tensor
@@ -133,14 +133,14 @@ def write_run(folder: Path) -> Path:
     """A run folder with every part that the report knows, in numbers that were made up."""
     dataset = make_dataset(folder.parent / "photos", [blob(i) for i in range(14)])
     scorer = Bright()
-    result = evaluate(scorer, dataset, quiet=True)
+    result = measure(scorer, dataset, quiet=True)
     entry = {
         **result.to_json(),
         "setting": "label-free",
         "floors": {name: floor.to_json() for name, floor in floors(dataset).items()},
         "ceiling": {**result.to_json(), "iou": 0.987},
     }
-    pooled = evaluate(scorer, dataset, protocol="pooled", quiet=True).to_json()
+    pooled = measure(scorer, dataset, protocol="pooled", quiet=True).to_json()
     write_json(folder / "results.json", [entry, {**entry, "setting": "with photos"}, pooled])
     write_examples(scorer, dataset, result, folder / "examples", n=3)
     write_story(ToyLabeler(), scorer, dataset, result, folder / "samples")

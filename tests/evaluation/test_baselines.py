@@ -9,7 +9,7 @@ from latentseg.evaluation.baselines import (
     find_places,
     floors,
 )
-from latentseg.evaluation.protocols import evaluate
+from latentseg.evaluation.measuring import measure
 from latentseg.images import IGNORE
 from tests.datasets.fabricate import blob, make_dataset
 
@@ -32,7 +32,7 @@ def test_found_ellipse_is_better_than_its_neighbours_and_random_ones(protocol, t
     others = [*(values + 0.05 * rng.normal(size=(15, 4))), *rng.uniform(0.2, 0.6, (15, 4))]
 
     def iou(ellipse: Ellipse) -> float:
-        result = evaluate(ellipse, dataset, protocol=protocol, quiet=True)
+        result = measure(ellipse, dataset, protocol=protocol, quiet=True)
         return result.iou if protocol == "melas2021" else result.iou_pooled
 
     assert iou(best) >= max(iou(Ellipse(*map(float, row))) for row in others) - 1e-3
@@ -41,7 +41,7 @@ def test_found_ellipse_is_better_than_its_neighbours_and_random_ones(protocol, t
 def test_everything_has_the_share_of_foreground_as_iou(tmp_path):
     masks = [blob(i) for i in range(4)]
     masks[1][:5] = IGNORE
-    result = evaluate(Everything(), make_dataset(tmp_path, masks), quiet=True)
+    result = measure(Everything(), make_dataset(tmp_path, masks), quiet=True)
     expected = np.mean([(m == 1).sum() / (m != IGNORE).sum() for m in masks])
     assert result.iou == pytest.approx(expected)
 

@@ -38,7 +38,7 @@ def test_one_class_needs_no_table_of_classes():
     one = {**entry("pets", []), "protocol": "melas2021", "class_iou": {"pet": 0.5}}
     (group,) = group_results([one])
     assert group.classes == []
-    assert list(group.columns) == ["acc", "IoU", "pooled IoU", "max F"]
+    assert list(group.columns) == ["acc", "IoU", "pooled IoU", "F", "max F"]
 
 
 def test_published_numbers_of_parts_average_to_the_printed_mean_but_for_one():

@@ -48,9 +48,10 @@ def test_threshold_counts_of_500_masks_when_compared_with_254_passes():
         np.testing.assert_array_equal(right, (above & truth).sum(1))
 
 
-def test_thresholds_are_254_and_skip_zero():
-    assert len(metrics.THRESHOLDS) == 254
-    assert metrics.THRESHOLDS[0] == np.float32(1 / 255)
+def test_thresholds_are_255_from_zero_on():
+    assert len(metrics.THRESHOLDS) == 255
+    assert metrics.THRESHOLDS[0] == 0
+    assert metrics.THRESHOLDS[1] == np.float32(1 / 255)
     assert metrics.THRESHOLDS[-1] == np.float32(254 / 255)
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from latentseg.evaluation.measuring import measure
 from latentseg.evaluation.pictures import write_examples, write_pairs, write_story
-from latentseg.evaluation.protocols import evaluate
 from latentseg.files import read_json
 from latentseg.images import IGNORE, read_image
 from tests.datasets.fabricate import Bright, ToyLabeler, blob, make_dataset, photo
@@ -13,7 +13,7 @@ def test_examples_are_the_worst_the_best_and_some_between(tmp_path):
     for i, mask in enumerate(masks):
         mask[:i] = 0  # the fewer true pixels are called so, the worse
     dataset = make_dataset(tmp_path / "data", masks)
-    result = evaluate(Bright(), dataset, quiet=True)
+    result = measure(Bright(), dataset, quiet=True)
     write_examples(Bright(), dataset, result, tmp_path / "out", n=3)
     written = read_json(tmp_path / "out" / "examples.json")
     ious = sorted(score.iou for score in result.per_image)
@@ -30,7 +30,7 @@ def test_examples_of_large_photos_are_reduced_and_show_ignored_pixels_grey(tmp_p
     mask = blob(0, height=300, width=600)
     mask[:40] = IGNORE
     dataset = make_dataset(tmp_path / "data", [mask])
-    result = evaluate(Bright(), dataset, quiet=True)
+    result = measure(Bright(), dataset, quiet=True)
     write_examples(Bright(), dataset, result, tmp_path / "out", n=1)
     strip = read_image(tmp_path / "out" / "worst-00.jpg")
     assert strip.shape == (128, 3 * 256, 3)
@@ -40,7 +40,7 @@ def test_examples_of_large_photos_are_reduced_and_show_ignored_pixels_grey(tmp_p
 
 def test_story_names_its_pictures(tmp_path):
     dataset = make_dataset(tmp_path / "data", [blob(i) for i in range(5)])
-    result = evaluate(Bright(), dataset, quiet=True)
+    result = measure(Bright(), dataset, quiet=True)
     write_story(ToyLabeler(), Bright(), dataset, result, tmp_path / "out")
     story = read_json(tmp_path / "out" / "story.json")
     expected = ["image", "light", "dark", "mask", "pair", "photo", "prediction"]

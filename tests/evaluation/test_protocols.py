@@ -8,7 +8,7 @@ import sklearn.metrics
 
 from latentseg.datasets.real import RealDataset, open_dataset
 from latentseg.errors import DivergedError, InputError
-from latentseg.evaluation.protocols import Scores, centre_square, evaluate
+from latentseg.evaluation.measuring import Scores, center_square, measure
 from latentseg.files import write_json
 from latentseg.images import IGNORE, Pixels
 from tests.datasets.fabricate import (
@@ -82,7 +82,7 @@ def naive_melas2021(masks: list[Pixels], answers: list[Scores]) -> dict[str, flo
 def test_melas2021_when_compared_with_a_naive_reference(seed, tmp_path):
     masks, answers = random_photos(seed, 60)
     dataset = make_dataset(tmp_path, masks)
-    result = evaluate(Lookup(dataset, answers), dataset, quiet=True)
+    result = measure(Lookup(dataset, answers), dataset, quiet=True)
     for name, expected in naive_melas2021(masks, answers).items():
         tolerance = 1e-7 if name == "threshold" else TOLERANCE  # thresholds are float32
         assert getattr(result, name) == pytest.approx(expected, abs=tolerance), name
@@ -97,12 +97,12 @@ class Batched(Bright):
         return [self.scores(image) for image in images]
 
 
-def test_evaluate_when_batched_gives_the_same_numbers(tmp_path):
+def test_measure_when_batched_gives_the_same_numbers(tmp_path):
     dataset = make_dataset(tmp_path, [blob(i, width=12 + 3 * (i // 5)) for i in range(20)])
-    assert evaluate(Batched(), dataset, quiet=True) == evaluate(Bright(), dataset, quiet=True)
+    assert measure(Batched(), dataset, quiet=True) == measure(Bright(), dataset, quiet=True)
 
 
-def test_evaluate_does_not_see_predictions_on_ignored_pixels(tmp_path):
+def test_measure_does_not_see_predictions_on_ignored_pixels(tmp_path):
     masks, answers = random_photos(1, 30)
     turned = [a.copy() for a in answers]
     for mask, answer in zip(masks, turned, strict=True):
@@ -110,7 +110,7 @@ def test_evaluate_does_not_see_predictions_on_ignored_pixels(tmp_path):
     dataset = make_dataset(tmp_path, masks)
     for protocol in ("melas2021", "pooled"):
         first, second = (
-            evaluate(Lookup(dataset, a), dataset, protocol=protocol, quiet=True)
+            measure(Lookup(dataset, a), dataset, protocol=protocol, quiet=True)
             for a in (answers, turned)
         )
         assert first == second
@@ -121,7 +121,7 @@ def test_iou_per_photo_and_pooled_differ_as_the_two_conventions_do(tmp_path):
     large[:, :20], small[0, 0] = 1, 1
     dataset = make_dataset(tmp_path, [large, small])
     answers = [np.stack([1 - p, p]).astype(np.float32) for p in (large, 0 * small)]
-    result = evaluate(Lookup(dataset, answers), dataset, quiet=True)
+    result = measure(Lookup(dataset, answers), dataset, quiet=True)
     assert result.iou == 0.5
     assert result.iou_pooled == pytest.approx(800 / 801)
 
@@ -131,13 +131,13 @@ def test_iou_of_an_empty_prediction_of_an_empty_truth(protocol, expected, tmp_pa
     full, empty = np.ones((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
     dataset = make_dataset(tmp_path, [full, empty])
     answers = [np.stack([1 - p, p]).astype(np.float32) for p in (full, empty)]
-    result = evaluate(Lookup(dataset, answers), dataset, protocol=protocol, quiet=True)
+    result = measure(Lookup(dataset, answers), dataset, protocol=protocol, quiet=True)
     assert [score.iou for score in result.per_image] == [1.0, expected]
 
 
-def test_evaluate_when_a_photo_is_all_ignored_leaves_it_out(tmp_path):
+def test_measure_when_a_photo_is_all_ignored_leaves_it_out(tmp_path):
     dataset = make_dataset(tmp_path, [blob(0), np.full((5, 5), IGNORE, np.uint8)])
-    result = evaluate(Bright(), dataset, quiet=True)
+    result = measure(Bright(), dataset, quiet=True)
     assert (result.n_images, result.n_unlabelled) == (1, 1)
 
 
@@ -146,7 +146,7 @@ def test_pooled_with_several_classes_matches_sklearn(tmp_path):
     masks = list(rng.integers(0, 4, (5, 9, 9), dtype=np.uint8))
     answers = list(rng.random((5, 4, 9, 9), dtype=np.float32))
     dataset = make_dataset(tmp_path, masks, classes=("a", "b", "c"))
-    result = evaluate(Lookup(dataset, answers), dataset, protocol="pooled", quiet=True)
+    result = measure(Lookup(dataset, answers), dataset, protocol="pooled", quiet=True)
     truth, hard = np.array(masks).ravel(), np.array([a.argmax(0) for a in answers]).ravel()
     reference: Any = sklearn.metrics  # its types are wrong about None
     expected = reference.jaccard_score(truth, hard, average=None, labels=[1, 2, 3])
@@ -185,7 +185,7 @@ def random_parts(seed: int, n_classes: int) -> tuple[list[Pixels], list[Scores]]
 def test_tritrong2021_when_compared_with_sklearn_on_all_pixels_at_once(seed, tmp_path):
     masks, answers = random_parts(seed, n_classes=4)
     dataset = make_dataset(tmp_path, masks, classes=("a", "b", "c", "d"))
-    result = evaluate(Lookup(dataset, answers), dataset, protocol="tritrong2021", quiet=True)
+    result = measure(Lookup(dataset, answers), dataset, protocol="tritrong2021", quiet=True)
     truth = np.concatenate([mask[mask != IGNORE] for mask in masks])
     hard = np.concatenate(
         [scores.argmax(0)[mask != IGNORE] for mask, scores in zip(masks, answers, strict=True)]
@@ -205,7 +205,7 @@ def test_a_class_that_occurs_nowhere_is_left_out_of_the_means(tmp_path):
     dataset = make_dataset(tmp_path, [ids([[0, 0, 1, 1]])], classes=("a", "b"))
     answer = np.zeros((3, 1, 4), np.float32)
     answer[0, 0, :3], answer[1, 0, 3] = 1, 1
-    result = evaluate(Lookup(dataset, [answer]), dataset, protocol="tritrong2021", quiet=True)
+    result = measure(Lookup(dataset, [answer]), dataset, protocol="tritrong2021", quiet=True)
     assert result.to_json()["class_iou"] == {
         "background": pytest.approx(2 / 3),
         "a": 0.5,
@@ -219,12 +219,12 @@ def test_classes_are_matched_by_name_whatever_their_order(protocol, tmp_path):
     masks, answers = random_parts(0, n_classes=3)
     dataset = make_dataset(tmp_path, masks, classes=("hair", "skin", "bag"))
     turned = [scores[[0, 3, 1, 2]] for scores in answers]
-    plain = evaluate(Lookup(dataset, answers), dataset, protocol=protocol, quiet=True)
+    plain = measure(Lookup(dataset, answers), dataset, protocol=protocol, quiet=True)
     named = Named(dataset, turned, ("bag", "hair", "skin"))
-    result = evaluate(named, dataset, protocol=protocol, quiet=True)
+    result = measure(named, dataset, protocol=protocol, quiet=True)
     assert result.class_iou == plain.class_iou
     assert [score.iou for score in result.per_image] == [score.iou for score in plain.per_image]
-    wrong = evaluate(Lookup(dataset, turned), dataset, protocol=protocol, quiet=True)
+    wrong = measure(Lookup(dataset, turned), dataset, protocol=protocol, quiet=True)
     assert wrong.class_iou != plain.class_iou
 
 
@@ -241,8 +241,8 @@ def test_other_classes_are_refused_with_both_lists(classes, alone, tmp_path):
     masks, answers = random_parts(0, n_classes=3)
     dataset = make_dataset(tmp_path, masks, classes=("hair", "skin", "bag"))
     with pytest.raises(InputError) as caught:
-        evaluate(Named(dataset, answers, classes), dataset, protocol="tritrong2021", quiet=True)
-    for text in (f"({', '.join(classes)})", "(hair, skin, bag)", alone, "--group FILE"):
+        measure(Named(dataset, answers, classes), dataset, protocol="tritrong2021", quiet=True)
+    for text in (f"({', '.join(classes)})", "(hair, skin, bag)", alone, "by a `group`"):
         assert text in str(caught.value)
 
 
@@ -250,8 +250,8 @@ def test_the_foreground_is_measured_whatever_the_classes_are_called(tmp_path):
     masks, answers = random_parts(0, n_classes=3)
     dataset = make_dataset(tmp_path, masks, classes=("hair", "skin", "bag"))
     strange = Named(dataset, answers, ("x", "y", "z"))
-    plain = evaluate(Lookup(dataset, answers), dataset, quiet=True)
-    assert evaluate(strange, dataset, quiet=True) == plain
+    plain = measure(Lookup(dataset, answers), dataset, quiet=True)
+    assert measure(strange, dataset, quiet=True) == plain
     assert list(plain.class_iou) == ["foreground"]
 
 
@@ -264,11 +264,11 @@ def test_photos_are_measured_together_only_as_far_as_memory_allows(tmp_path, mon
             sizes.append(len(images))
             return [self.scores(image) for image in images]
 
-    monkeypatch.setattr("latentseg.evaluation.protocols.BATCH_PX", 4 * 16 * 16)
-    few = evaluate(Counted(), dataset, quiet=True)
+    monkeypatch.setattr("latentseg.evaluation.measuring.BATCH_PX", 4 * 16 * 16)
+    few = measure(Counted(), dataset, quiet=True)
     assert sizes == [4, 4, 1]
-    monkeypatch.setattr("latentseg.evaluation.protocols.BATCH_PX", 1)
-    assert evaluate(Counted(), dataset, quiet=True) == few
+    monkeypatch.setattr("latentseg.evaluation.measuring.BATCH_PX", 1)
+    assert measure(Counted(), dataset, quiet=True) == few
 
 
 def test_melas2021_counts_every_class_as_foreground(tmp_path):
@@ -276,14 +276,14 @@ def test_melas2021_counts_every_class_as_foreground(tmp_path):
     dataset = make_dataset(tmp_path, [mask], classes=("a", "b"))
     rows = [[0.9, 0.4, 0.4, 0.1], [0.1, 0.3, 0.3, 0.4], [0.0, 0.3, 0.3, 0.5]]
     answer = np.array(rows, np.float32)
-    result = evaluate(Lookup(dataset, [answer[:, None]]), dataset, quiet=True)
+    result = measure(Lookup(dataset, [answer[:, None]]), dataset, quiet=True)
     assert (result.iou, result.acc) == (1.0, 1.0)
 
 
-def test_evaluate_when_the_classes_do_not_fit_is_refused(tmp_path):
+def test_measure_when_the_classes_do_not_fit_is_refused(tmp_path):
     dataset = make_dataset(tmp_path, [ids([[0, 1, 2]])], classes=("a", "b"))
     with pytest.raises(InputError, match="knows 1 classes, but the data set has 2: a, b"):
-        evaluate(Bright(), dataset, protocol="pooled", quiet=True)
+        measure(Bright(), dataset, protocol="pooled", quiet=True)
 
 
 class Broken:
@@ -294,21 +294,21 @@ class Broken:
         return self.answer
 
 
-def test_evaluate_when_scores_are_nan_stops_and_names_the_photo(tmp_path):
+def test_measure_when_scores_are_nan_stops_and_names_the_photo(tmp_path):
     dataset = make_dataset(tmp_path, [blob(0)])
     with pytest.raises(DivergedError, match="0000"):
-        evaluate(Broken(np.full((2, 16, 16), np.nan, np.float32)), dataset, quiet=True)
+        measure(Broken(np.full((2, 16, 16), np.nan, np.float32)), dataset, quiet=True)
 
 
-def test_evaluate_when_scores_have_another_size_is_refused(tmp_path):
+def test_measure_when_scores_have_another_size_is_refused(tmp_path):
     dataset = make_dataset(tmp_path, [blob(0)])
     with pytest.raises(InputError, match=r"0000: the scores have shape \(2, 8, 8\)"):
-        evaluate(Broken(np.zeros((2, 8, 8), np.float32)), dataset, quiet=True)
+        measure(Broken(np.zeros((2, 8, 8), np.float32)), dataset, quiet=True)
 
 
-def test_evaluate_when_the_protocol_is_misspelt_names_the_nearest(tmp_path):
+def test_measure_when_the_protocol_is_misspelt_names_the_nearest(tmp_path):
     with pytest.raises(InputError, match="Perhaps melas2021"):
-        evaluate(Bright(), tmp_path, protocol="melas2020", quiet=True)
+        measure(Bright(), make_dataset(tmp_path, [blob(0)]), protocol="melas2020", quiet=True)
 
 
 def published_like_cub(folder: Path) -> RealDataset:
@@ -322,8 +322,8 @@ def published_like_cub(folder: Path) -> RealDataset:
 def test_melas2021_crops_cub_and_pooled_does_not(tmp_path):
     dataset = published_like_cub(tmp_path / "CUB_200_2011")
     assert dataset.crops
-    cropped = evaluate(Bright(), dataset, quiet=True)
-    whole = evaluate(Bright(), dataset, protocol="pooled", quiet=True)
+    cropped = measure(Bright(), dataset, quiet=True)
+    whole = measure(Bright(), dataset, protocol="pooled", quiet=True)
     _, image, mask = dataset[0]
     assert cropped.acc == np.mean((image.mean(-1) / 255 > 0.5)[:, 7:23] == mask[:, 7:23])
     assert whole.acc == np.mean((image.mean(-1) / 255 > 0.5) == mask)
@@ -332,17 +332,17 @@ def test_melas2021_crops_cub_and_pooled_does_not(tmp_path):
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 9), (4, 4), (1, 7)])
 def test_centre_square_is_centred(shape):
     picture = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(shape)
-    square = centre_square(picture)
+    square = center_square(picture)
     assert square.shape == (min(shape), min(shape))
     top, left = (round((side - min(shape)) / 2) for side in shape)
     assert square[0, 0] == picture[top, left]
 
 
-def test_evaluate_with_a_limit_takes_photos_from_everywhere(tmp_path):
+def test_measure_with_a_limit_takes_photos_from_everywhere(tmp_path):
     dataset = make_dataset(tmp_path, [blob(i) for i in range(10)])
-    result = evaluate(Bright(), tmp_path, limit=5, quiet=True)
+    result = measure(Bright(), dataset, limit=5, quiet=True)
     assert [s.name for s in result.per_image] == ["0000", "0002", "0004", "0006", "0008"]
-    assert evaluate(Bright(), dataset, limit=99, quiet=True).n_images == 10
+    assert measure(Bright(), dataset, limit=99, quiet=True).n_images == 10
 
 
 def test_result_as_json_is_strict(tmp_path):
@@ -350,7 +350,7 @@ def test_result_as_json_is_strict(tmp_path):
     write_pair(tmp_path, "b", photo(0, blob(0)), ids([[2] * 16] * 16))
     write_json(tmp_path / "dataset.json", {"classes": ["x", "y", "z"]})
     nothing = Broken(np.stack([np.ones((16, 16)), *np.zeros((3, 16, 16))]).astype(np.float32))
-    result = evaluate(nothing, tmp_path, protocol="pooled", quiet=True)
+    result = measure(nothing, open_dataset(tmp_path), protocol="pooled", quiet=True)
     values = json.loads(json.dumps(result.to_json(per_image=True), allow_nan=False))
     assert values["class_iou"] == {"x": None, "y": 0.0, "z": None}
     assert values["per_image"][0] == {"name": "a", "acc": 1.0, "iou": 1.0}
@@ -359,5 +359,5 @@ def test_result_as_json_is_strict(tmp_path):
 
 
 def test_result_of_one_photo_has_no_standard_error(tmp_path):
-    result = evaluate(Bright(), make_dataset(tmp_path, [blob(0)]), quiet=True)
+    result = measure(Bright(), make_dataset(tmp_path, [blob(0)]), quiet=True)
     assert result.to_json()["iou_error"] is None

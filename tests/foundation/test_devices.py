@@ -45,7 +45,7 @@ def test_named_precisions():
     assert devices.pick_precision("fp32", CPU) == torch.float32
     assert devices.pick_precision("bf16", CPU) == torch.bfloat16
     assert devices.pick_precision("fp16", CPU) == torch.float16
-    with pytest.raises(InputError, match="--precision fp8: expected auto, fp32, bf16, fp16"):
+    with pytest.raises(InputError, match="`precision`: expected one of auto, fp32, bf16, fp16"):
         devices.pick_precision("fp8", CPU)
 
 

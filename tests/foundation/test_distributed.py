@@ -18,13 +18,15 @@ from latentseg.datasets.pairs import Batch
 from latentseg.distributed import OwnDraws, Team, join, rank_and_world
 from latentseg.errors import InputError
 from latentseg.files import read_safetensors, verify_manifest
-from latentseg.generators.training import GeneratorTrainingConfig, loop, train_generator
-from latentseg.generators.training.discriminator import minibatch_deviation
+from latentseg.generators.training import GeneratorTrainingConfig, loop, steps, train_generator
+from latentseg.generators.training.discriminator import minibatch_std
+from latentseg.generators.training.steps import own_rows
 from latentseg.images import write_image
 from latentseg.interrupts import Terminated
 from latentseg.students import training
 from latentseg.students.training import TrainConfig, train
 from latentseg.training_states import Checkpoints
+from tests.generators.random_features import random_features
 from tests.students.toy import QUICK, Discs
 
 CPU = torch.device("cpu")
@@ -38,6 +40,10 @@ GENERATOR = GeneratorTrainingConfig(
     report_images=3 * 16, distance_images=8, precision="fp32", adaptive=True,
     augmentation=("color", "translation", "cutout"),
 )  # fmt: skip
+
+PROJECTED = replace(
+    GENERATOR, features="efficientnet-lite0", feature_px=32, blur_images=4 * 16, images=3 * 16
+)
 
 
 class WeightedDiscs(Discs):
@@ -69,9 +75,9 @@ def exactly(patch: pytest.MonkeyPatch) -> None:
     """
     new_student = training._new_network
     patch.setattr(training, "_new_network", lambda *given: new_student(*given).double())
-    patch.setattr(loop, "ADA_TARGET", -2.0)  # so that the augmentation soon changes images
-    patch.setattr(loop, "ADA_IMAGES", 64)
-    patch.setattr(loop, "_adam", lambda parameters, lr, _: torch.optim.SGD(parameters, lr=lr))
+    patch.setattr(steps, "ADA_TARGET", -2.0)  # so that the augmentation soon changes images
+    patch.setattr(steps, "ADA_IMAGES", 64)
+    patch.setattr(steps, "_adam", lambda parameters, lr, _: torch.optim.SGD(parameters, lr=lr))
 
 
 def learn_student(out: Path, *, pairs: Discs | None = None) -> None:
@@ -80,6 +86,12 @@ def learn_student(out: Path, *, pairs: Discs | None = None) -> None:
 
 def learn_generator(folder: Path, out: Path) -> None:
     train_generator(folder, out, config=GENERATOR, device="cpu", quiet=True)
+
+
+def learn_projected(folder: Path, out: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "load_efficientnet_lite0", lambda path: random_features())
+        train_generator(folder, out, config=PROJECTED, device="cpu", quiet=True)
 
 
 def learn_everything(folder: Path) -> None:
@@ -91,6 +103,7 @@ def learn_everything(folder: Path) -> None:
         with pytest.raises(Terminated):
             learn_student(folder / "stopped", pairs=StoppedDiscs(signal.SIGTERM, rank=1))
         learn_generator(folder / "photos", folder / "generator")
+        learn_projected(folder / "photos", folder / "projected")
     with pytest.raises(InputError, match="holds other work"):  # the same in both
         train(Discs(), out=folder / "student", config=replace(STUDENT, lr=1.0), quiet=True)
 
@@ -153,7 +166,6 @@ def differences(
         name: float((mine[name].double() - other.double()).abs().max())
         / max(float(other.double().abs().max()), 1e-3)
         for name, other in others.items()
-        if name != "seconds"
     }
 
 
@@ -182,6 +194,7 @@ def alone(folder: Path) -> Path:
         exactly(patch)
         learn_student(folder / "alone-student")
         learn_generator(folder / "photos", folder / "alone-generator")
+        learn_projected(folder / "photos", folder / "alone-projected")
     return folder
 
 
@@ -196,13 +209,22 @@ def test_two_processes_learn_the_student_of_one(folder: Path, alone: Path, name:
 
 
 def test_two_processes_learn_the_generator_of_one(folder: Path, alone: Path) -> None:
-    """Minibatch deviation, R1, average, mean style, adaptive augmentation and noise included."""
+    """Minibatch std, R1, average, mean style, adaptive augmentation and noise included."""
     mine, others = (
         Checkpoints(each / "checkpoints").load()[1]
         for each in (folder / "generator", alone / "alone-generator")
     )
     assert max(differences(mine, others).values()) < 1e-5
     assert float(others["augment_probability"]) > 0
+
+
+def test_two_processes_learn_the_projected_generator_of_one(folder: Path, alone: Path) -> None:
+    """Batch normalization of the heads and their std among samples included."""
+    mine, others = (
+        Checkpoints(each / "checkpoints").load()[1]
+        for each in (folder / "projected", alone / "alone-projected")
+    )
+    assert max(differences(mine, others).values()) < 1e-4
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(folder: Path) -> None:
@@ -283,25 +305,25 @@ def test_parts_are_the_whole(world: int) -> None:
 
 
 def test_more_processes_than_pairs_are_refused() -> None:
-    with pytest.raises(InputError, match="8 processes for 7 parts"):
+    with pytest.raises(InputError, match="8 processes for a batch of 7"):
         Team(CPU, 0, 8).part(7)
 
 
 @pytest.mark.parametrize(("batch", "world"), [(32, 2), (32, 3), (12, 3), (6, 1), (7, 1)])
-def test_rows_of_a_process_have_the_minibatch_deviation_of_the_batch(batch, world) -> None:
+def test_rows_of_a_process_have_the_minibatch_std_of_the_batch(batch, world) -> None:
     x = torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    expected, seen = minibatch_deviation(x), []
+    expected, seen = minibatch_std(x), []
     for rank in range(world):
-        rows = loop.own_rows(batch, Team(CPU, rank, world))
-        assert torch.allclose(minibatch_deviation(x[rows]), expected[rows], rtol=1e-6)
+        rows = own_rows(batch, Team(CPU, rank, world))
+        assert torch.allclose(minibatch_std(x[rows]), expected[rows], rtol=1e-6)
         seen += rows.tolist()
     assert sorted(seen) == list(range(batch))
 
 
 @pytest.mark.parametrize(("batch", "world"), [(8, 3), (6, 2), (7, 7)])
 def test_a_batch_whose_groups_cannot_be_shared_is_refused(batch: int, world: int) -> None:
-    with pytest.raises(InputError, match=f"--batch {batch}: {world} processes need"):
-        loop.own_rows(batch, Team(CPU, 0, world))
+    with pytest.raises(InputError, match=f"`batch`: {batch}: {world} processes need"):
+        own_rows(batch, Team(CPU, 0, world))
 
 
 def test_own_draws_are_rows_of_those_of_one_process() -> None:
@@ -330,8 +352,8 @@ def test_one_process_needs_no_engine() -> None:
     ("environment", "options", "message"),
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, {"devices": 4}, "2 processes were started"),
-        ({}, {"devices": 0}, "--devices 0 --nodes 1: at least 1"),
-        ({}, {"device": "tpu", "devices": 2}, "--device tpu"),
+        ({}, {"devices": 0}, "`devices` 0, `nodes` 1: expected at least 1"),
+        ({}, {"device": "tpu", "devices": 2}, "`device`: expected"),
     ],
 )
 def test_wrong_numbers_of_processes_are_refused(monkeypatch, environment, options, message) -> None:

@@ -22,11 +22,14 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 @cache
-def flags_of(command: str) -> set[str]:
-    """The long flags of a command."""
+def flags_of(command: str, arguments: str = "") -> set[str]:
+    """The long flags of a command; those of `fit` and `run` depend on the method they are given."""
+    called = cli.COMMANDS[command]
+    if command in cli.BY_METHOD:
+        called = cli.BY_METHOD[command](arguments.split())
     spoken = StringIO()
     with redirect_stdout(spoken), pytest.raises(SystemExit):
-        tyro.cli(cli.COMMANDS[command], args=["--help"])
+        tyro.cli(called, args=["--help"])
     return set(re.findall(r"(--[a-z][a-z-]*)", spoken.getvalue()))
 
 
@@ -42,7 +45,7 @@ def test_commands_in_documents_exist_with_their_flags(path):
     shown = "\n".join(blocks(path, r"\w*") + re.findall(r"`(latentseg [^`\n]+)`", path.read_text()))
     for command, arguments in re.findall(r"^\s*latentseg ([a-z][a-z-]*)(.*)", shown, re.MULTILINE):
         assert command in cli.COMMANDS, f"latentseg {command}"
-        unknown = set(re.findall(r"(--[a-z][a-z-]*)", arguments)) - flags_of(command)
+        unknown = set(re.findall(r"(--[a-z][a-z-]*)", arguments)) - flags_of(command, arguments)
         assert not unknown, f"latentseg {command} {unknown}"
 
 
@@ -61,3 +64,31 @@ def test_the_paper_preset_in_the_methods_is_that_of_the_code():
 def test_python_in_documents_is_python(path):
     for code in blocks(path, "python"):
         compile(code, path.name, "exec")
+
+
+def test_moved_modules_are_where_the_table_says():
+    source, table = ROOT / "src" / "latentseg", (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(
+        r"^\| `([^`]+)` \| (`[^|]+`) \|$", table.split("## Where files")[1], re.MULTILINE
+    )
+    assert len(rows) > 40
+    for old, new in rows:
+        assert not (source / old).exists(), old
+        for path in re.findall(r"`([^`]+)`", new):
+            assert (source / path).exists(), path
+
+
+BRITISH = re.compile(
+    r"\b\w*(?:colour|centre|grey|licence|labelled|labelling|neighbour|behaviour|favour|learnt)\w*"
+    r"|\b\w*(?:normal|recogn|minim|maxim|optim|initial|synthes|summar|general|regular)is(?:e|ing|ation)\w*"
+    r"|\bdata sets?\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_are_in_american_spelling(path):
+    text = re.sub(
+        r"^```.*?^```|^    .*?$|`[^`]*`|\]\([^)]*\)", "", path.read_text(), flags=re.S | re.M
+    )
+    assert not BRITISH.findall(text)

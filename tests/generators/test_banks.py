@@ -24,9 +24,12 @@ from latentseg.generators.programs import Program, ProgramGenerator
 from latentseg.generators.protocols import Generator, GeneratorInfo, Latents
 from latentseg.generators.style_generator import StyleGenerator
 from latentseg.images import to_pixels, write_image
-from latentseg.inversion.search import InversionConfig, invert
+from latentseg.inversion.folder import invert
+from latentseg.inversion.settings import InversionConfig
 from latentseg.labelers import load_labeler
-from latentseg.labelers.directions import DirectionsConfig, DirectionsLabeler, fit_directions
+from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.directions_settings import DirectionsConfig
+from latentseg.labelers.fit_directions import fit_directions
 from latentseg.synthesis.writers import synthesize
 from tests.closeness import assert_same_masks
 from tests.generators.tiny import TINY

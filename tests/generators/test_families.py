@@ -16,7 +16,8 @@ from latentseg.generators.family import SavedGenerator
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import HasFeatures, HasVariants
 from latentseg.generators.registry import families, identify
-from latentseg.labelers.directions import VARIANTS, fit_directions
+from latentseg.labelers.directions_settings import SETTINGS
+from latentseg.labelers.fit_directions import fit_directions
 from latentseg.weights.containers import open_checkpoint
 from tests.generators.golden import GOLDEN, assert_close, cases, golden
 from tests.generators.tiny import TINY
@@ -107,7 +108,7 @@ def test_saved_folder_draws_the_same(tiny: SavedGenerator, tmp_path: Path) -> No
 
 
 def test_directions_are_found(tiny: SavedGenerator) -> None:
-    config = replace(VARIANTS["ours"], steps=2, restart_steps=1, restarts=1, batch=2)
+    config = replace(SETTINGS["ours"], steps=2, restart_steps=1, restarts=1, batch=2)
     labeler = fit_directions(tiny, config=config, seed=0, quiet=True)
     labelled = labeler.label(tiny.sample(torch.arange(2)))
     assert labelled.masks.shape == (2, *tiny.info.size)

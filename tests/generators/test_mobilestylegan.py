@@ -10,13 +10,13 @@ from torch import Tensor
 
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.generators.families.mobilestylegan import (
-    FAMILY,
     MobileStyleGAN,
     MobileStyleGANConfig,
     haar,
     inverse_wavelet,
     official_layers,
 )
+from latentseg.generators.families.mobilestylegan_files import FAMILY
 from latentseg.generators.family import Imported, Sampling
 from latentseg.generators.folders import load_folder, save_generator
 from latentseg.generators.protocols import GeneratorInfo, Latents

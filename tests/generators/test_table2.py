@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from latentseg.generators.registry import families
-from latentseg.labelers.directions import VARIANTS, find_direction
+from latentseg.labelers.direction_search import find_direction
+from latentseg.labelers.directions_settings import SETTINGS
 from tests.generators.random_weights import random_generator
 
 TABLE_2 = (
@@ -22,7 +23,7 @@ def test_direction_is_searched_at_the_real_size(name: str) -> None:
     family, _, published = name.partition("/")
     known = families()[family]
     generator = random_generator(known, known.published[published])
-    config = replace(VARIANTS["ours"], steps=2, restarts=1, restart_steps=1, batch=2)
+    config = replace(SETTINGS["ours"], steps=2, restarts=1, restart_steps=1, batch=2)
     direction = find_direction(generator, "light", config=config, quiet=True)
     assert direction.values.shape == generator.info.latent
     assert direction.values.isfinite().all()

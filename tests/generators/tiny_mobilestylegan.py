@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from latentseg.generators.families.mobilestylegan import FAMILY, MobileStyleGANConfig
+from latentseg.generators.families.mobilestylegan import MobileStyleGANConfig
+from latentseg.generators.families.mobilestylegan_files import FAMILY
 from latentseg.generators.family import SavedGenerator
 from tests.generators.random_weights import random_generator
 

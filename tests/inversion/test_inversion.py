@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,21 @@ from latentseg.generators.family import Sampling
 from latentseg.generators.protocols import Latents
 from latentseg.generators.style_generator import StyleGenerator
 from latentseg.images import read_image, read_mask, to_pixels, write_image
-from latentseg.inversion import search
-from latentseg.inversion.losses import MultiScaleLoss, PerceptualLoss
+from latentseg.inversion.folder import invert
+from latentseg.inversion.inverted import read_inverted, read_record, warning_of
+from latentseg.inversion.losses import MultiScaleLoss, PerceptualLoss, unexplained
 from latentseg.inversion.noise_maps import (
     noise_correlation,
     noise_maps,
-    normalised,
+    normalized,
     with_noise,
 )
-from latentseg.inversion.search import (
-    VARIANTS,
-    Inversion,
-    InversionConfig,
-    invert,
-    read_inverted,
-    unexplained,
-)
-from latentseg.labelers.few_shot import OURS, FewShotConfig, PaintedImages, fit_few_shot
+from latentseg.inversion.search import Inversion
+from latentseg.inversion.settings import SETTINGS, InversionConfig
+from latentseg.labelers import load_labeler
+from latentseg.labelers.few_shot import fit_few_shot
+from latentseg.labelers.few_shot_settings import OURS, FewShotConfig
+from latentseg.labelers.painted import PaintedImages
 from tests.generators.tiny_dcgan import TINY as DCGAN
 from tests.generators.tiny_stylegan1 import TINY as STYLEGAN1
 from tests.generators.tiny_stylegan2 import tiny
@@ -75,13 +74,13 @@ def save_photos(folder: Path, n: int = 3, size: tuple[int, int] = (32, 32)) -> l
     ],
 )
 def test_official_schedule_has_the_values_of_the_projector(t: float, lr: float, jitter: float):
-    config = VARIANTS["official"]
+    config = SETTINGS["official"]
     assert config.learning_rate(t) == pytest.approx(lr, abs=1e-9)
     assert config.jitter_at(t) == pytest.approx(jitter, abs=1e-9)
 
 
 def test_official_constants_are_those_of_the_paper():
-    config = VARIANTS["official"]
+    config = SETTINGS["official"]
     assert (config.steps, config.lr, config.noise_weight) == (1000, 0.1, 1e5)
     assert (config.space, config.start, config.mean_samples) == ("w", "mean", 10_000)
 
@@ -104,8 +103,8 @@ def test_noise_correlation_is_that_of_plain_loops(size: tuple[int, int]):
     assert noise_correlation(maps).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_normalised_maps_have_mean_0_and_mean_square_1():
-    maps = normalised(3 + 5 * torch.randn(2, 2, 8, 6))
+def test_normalized_maps_have_mean_0_and_mean_square_1():
+    maps = normalized(3 + 5 * torch.randn(2, 2, 8, 6))
     assert maps.mean(dim=(2, 3)).abs().max() < 1e-6
     assert maps.square().mean(dim=(2, 3)).numpy() == pytest.approx(1, abs=1e-5)
 
@@ -312,8 +311,8 @@ class Broken(World):
     ("generator", "error", "message"),
     [
         (Opaque(), InputError, "no gradient"),
-        (Larger(), InputError, r"\(3, 64, 64\); its card says \(3, 32, 32\)"),
-        (Broken(), DivergedError, "lower lr"),
+        (Larger(), InputError, r"\(3, 64, 64\), but its card says \(3, 32, 32\)"),
+        (Broken(), DivergedError, "Lower `lr`"),
     ],
 )
 def test_generator_when_it_cannot_be_inverted_then_it_is_refused(generator, error, message):
@@ -334,7 +333,7 @@ def test_generator_when_it_cannot_be_inverted_then_it_is_refused(generator, erro
     ],
 )
 def test_config_when_wrong_then_it_is_refused(make):
-    with pytest.raises(InputError, match=r"must|expected"):
+    with pytest.raises(InputError, match=r"^`\w+`: expected .*, found"):
         make()
 
 
@@ -361,6 +360,34 @@ def test_files_when_photos_are_inverted_then_they_draw_the_reconstruction(tmp_pa
         assert torch.equal(latents.values[0], read_array(out / "latents.npy")[i])
     with pytest.raises(InputError, match="not an inversion by generator 'world'"):
         read_inverted(out / "photo0.safetensors", World())
+
+
+@pytest.mark.parametrize(
+    ("unexplained", "text"),
+    [
+        (0.5, ""),
+        (0.51, "outside what the generator draws: 51 % of the photo is missing"),
+        (1.0, "outside .*: the reconstruction is no closer to the photo than a plain color"),
+        (1.17, "outside .*: the reconstruction is no closer to the photo than a plain color"),
+    ],
+)
+def test_warning_says_in_words_how_far_the_reconstruction_is(unexplained: float, text: str):
+    assert re.match(text, warning_of(unexplained))
+    assert bool(warning_of(unexplained)) == bool(text)
+
+
+WRONG_RECORDS: list[Any] = [
+    *([], 3, {}, {"photos": 3}, {"photos": [3]}, {"photos": [{"name": 1}]}),
+    *({"photos": [{"name": "a", "loss": value}]} for value in ("1", None, [1], True)),
+    {"photos": [{"name": "", "loss": 0, "unexplained": 0, "psnr": 0, "error": 0}]},
+]
+
+
+@pytest.mark.parametrize("record", WRONG_RECORDS, ids=str)
+def test_record_of_wrong_types_is_refused(record: Any, tmp_path: Path):
+    (tmp_path / "inversions.json").write_text(json.dumps(record))
+    with pytest.raises(CorruptFileError, match="not a record of inversions"):
+        read_record(tmp_path)
 
 
 class Stop(Exception):
@@ -408,11 +435,11 @@ def test_call_when_repeated_then_only_new_and_changed_photos_are_done(tmp_path: 
     with pytest.raises(InputError, match=r"options\.steps: 10 there, 11 now"):
         invert(generator, photos, out=out, config=replace(SMALL, steps=11), quiet=True)
     (out / "inversions.json").write_text('{"photos": [{"name": "a"}]}')
-    with pytest.raises(CorruptFileError, match="not a record"):
+    with pytest.raises(CorruptFileError, match="not a record of inversions"):
         invert(generator, photos, out=out, config=SMALL, quiet=True)
     record = json.dumps({"photos": [asdict(replace(first[0], name="../in/photo0"))]})
     (out / "inversions.json").write_text(record)
-    with pytest.raises(CorruptFileError, match="not the name of a file"):
+    with pytest.raises(CorruptFileError, match="not a record of inversions"):
         invert(generator, photos, out=out, config=SMALL, quiet=True)
 
 
@@ -431,18 +458,18 @@ def test_photos_when_some_cannot_be_read_then_they_are_named_and_the_rest_is_don
     for name in ("cut.png", "text.jpg", "missing.jpg"):
         assert name in spoken
         assert any(name in problem for problem in record["left_out"])
-    with pytest.raises(InputError, match=r"none of 1 photos can be read.*missing\.jpg"):
+    with pytest.raises(InputError, match=r"None of 1 photos can be read.*missing\.jpg"):
         invert(styled(), missing, out=tmp_path / "other", config=SMALL, quiet=True)
 
 
 def test_photos_when_results_would_be_mixed_up_then_they_are_refused(tmp_path: Path):
     photos = save_photos(tmp_path / "in", 1)
     other = save_photos(tmp_path / "other", 1)
-    with pytest.raises(InputError, match="one name"):
+    with pytest.raises(InputError, match="the same name"):
         invert(styled(), [*photos, *other], out=tmp_path / "out", config=SMALL, quiet=True)
-    with pytest.raises(InputError, match="holds the photos"):
+    with pytest.raises(InputError, match="this folder holds the photos"):
         invert(styled(), photos, out=tmp_path / "in", config=SMALL, quiet=True)
-    with pytest.raises(InputError, match="no photos"):
+    with pytest.raises(InputError, match="No photos"):
         invert(styled(), [], out=tmp_path / "out", config=SMALL, quiet=True)
 
 
@@ -489,7 +516,7 @@ def test_masks_when_noise_was_found_then_the_labeler_sees_it(tmp_path: Path, mon
     head = FewShotConfig(training=replace(OURS, steps=2))
     fit_few_shot(generator, painted, config=head, out=tmp_path / "head", quiet=True)
     seen: list[Tensor] = []
-    load = search.load_labeler
+    load = load_labeler
 
     def watched(folder, drawing):
         labeler = load(folder, drawing)
@@ -502,7 +529,7 @@ def test_masks_when_noise_was_found_then_the_labeler_sees_it(tmp_path: Path, mon
         monkeypatch.setattr(labeler, "label", labelled)
         return labeler
 
-    monkeypatch.setattr(search, "load_labeler", watched)
+    monkeypatch.setattr("latentseg.inversion.folder.load_labeler", watched)
     photos, out = save_photos(tmp_path / "in", 2), tmp_path / "out"
     invert(generator, photos, out=out, labeler=tmp_path / "head", config=SMALL, quiet=True)
     for i, x in enumerate(seen):

@@ -1,7 +1,7 @@
 """Two labelers together: agreement as confidence and filter, and masks both vote for."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -9,18 +9,21 @@ import numpy as np
 import pytest
 import torch
 
+from latentseg.configs import from_json
 from latentseg.errors import InputError
 from latentseg.labelers import load_labeler
 from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
-from latentseg.labelers.directions import VARIANTS, DirectionsLabeler, find_direction
+from latentseg.labelers.direction_search import find_direction
+from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.directions_settings import SETTINGS
+from latentseg.labelers.mask_measures import mask_iou
 from latentseg.labelers.protocols import Labelled
-from latentseg.labelers.quality import agreement
 from tests.closeness import assert_same_masks
 from tests.labelers.test_style_mixing import mixing
 from tests.world import World, seeds
 
 KINDS = (AgreementLabeler, VotingLabeler)
-STEPS = replace(VARIANTS["ours"], batch=8, generation_radius=4.0, is_opposite=True)
+STEPS = replace(SETTINGS["ours"], batch=8, generation_radius=4.0, is_opposite=True)
 
 
 @cache
@@ -43,7 +46,7 @@ class Noisy:
         self.generator, self.key = generator, key
         self.info = {"method": "noisy"}
 
-    def votes(self, latents) -> torch.Tensor:
+    def votes(self, latents, x) -> torch.Tensor:
         truth = 2.0 * self.generator.masks(latents) - 1
         rng = torch.Generator().manual_seed(self.key)
         noise = 0.3 * torch.randn(truth.shape, generator=rng)
@@ -53,7 +56,7 @@ class Noisy:
         return truth
 
     def label(self, latents) -> Labelled:
-        masks = (self.votes(latents) > 0).to(torch.uint8)
+        masks = (self.votes(latents, None) > 0).to(torch.uint8)
         n = len(latents)
         return Labelled(
             self.generator(latents), masks, torch.ones(n), torch.zeros(n, dtype=torch.int64)
@@ -69,7 +72,7 @@ def test_agreement_when_labelling_then_masks_are_the_firsts_and_confidence_is_th
     labelled = AgreementLabeler(first, second).label(latents)
     own, other = first.label(latents), second.label(latents)
     assert_same_masks(labelled.masks, own.masks)
-    expected = agreement(own.masks.numpy() > 0, other.masks.numpy() > 0)
+    expected = mask_iou(own.masks.numpy() > 0, other.masks.numpy() > 0)
     np.testing.assert_allclose(labelled.confidence.numpy(), expected, rtol=1e-6)
     assert labelled.confidence.mean() > 0.85
 
@@ -94,7 +97,7 @@ def test_voting_when_each_is_sure_elsewhere_then_it_beats_both():
     truth = world.masks(latents).numpy() > 0
 
     def iou(labelled: Labelled) -> float:
-        return float(agreement(labelled.masks.numpy() > 0, truth).mean())
+        return float(mask_iou(labelled.masks.numpy() > 0, truth).mean())
 
     voted = iou(VotingLabeler(*pair).label(latents))
     assert voted > 0.9 > max(iou(labeler.label(latents)) for labeler in pair)
@@ -104,7 +107,7 @@ def test_voting_when_both_labelers_are_good_then_so_is_it():
     world, labeler = World(), VotingLabeler(fitted(), mixing())
     latents = world.sample(seeds(32, key=7))
     labelled = labeler.label(latents)
-    ious = agreement(labelled.masks.numpy() > 0, world.masks(latents).numpy() > 0)
+    ious = mask_iou(labelled.masks.numpy() > 0, world.masks(latents).numpy() > 0)
     assert ious.mean() >= 0.95
     assert (labelled.rejected_by == 0).float().mean() > 0.9
 
@@ -147,9 +150,9 @@ def test_voting_when_a_labeler_cannot_vote_then_it_is_named():
 
 
 def test_config_when_a_threshold_is_impossible_then_it_is_refused():
-    with pytest.raises(InputError, match=r"min_agreement 1\.5"):
+    with pytest.raises(InputError, match=r"`min_agreement`: expected 0 to 1, found 1\.5"):
         replace(AgreementConfig(), min_agreement=1.5)
     with pytest.raises(InputError, match="Perhaps 'min_area'"):
-        AgreementConfig.from_json({"min_aera": 0.1}, "labeler.json")
+        from_json(AgreementConfig, {"min_aera": 0.1}, "labeler.json")
     config = AgreementConfig(min_agreement=0.3)
-    assert AgreementConfig.from_json(json.loads(json.dumps(config.to_json())), "x") == config
+    assert from_json(AgreementConfig, json.loads(json.dumps(asdict(config))), "x") == config

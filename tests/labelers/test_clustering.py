@@ -4,22 +4,19 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
-from sklearn.mixture import GaussianMixture
 
 from latentseg.errors import DivergedError, InputError
 from latentseg.labelers import clustering
 from latentseg.labelers.clustering import cluster, nearest
 from tests.closeness import assert_same_masks
 
-METHODS = ("kmeans", "spherical", "mixture")
-
 
 def blobs(n_images: int = 6, n: int = 400, dimensions: int = 24, k: int = 4, key: int = 0):
-    """Points (n_images, n, dimensions) around k centres, close enough to touch; and their blob."""
+    """Points (n_images, n, dimensions) around k centers, close enough to touch; and their blob."""
     rng = np.random.default_rng(key)
-    centres = rng.normal(0, 1, (n_images, k, dimensions))
+    centers = rng.normal(0, 1, (n_images, k, dimensions))
     ids = rng.integers(0, k, (n_images, n))
-    points = np.take_along_axis(centres, ids[..., None], axis=1)
+    points = np.take_along_axis(centers, ids[..., None], axis=1)
     points = points + rng.normal(0, 0.8, points.shape) + 3
     return torch.from_numpy(points).float(), ids
 
@@ -55,38 +52,36 @@ def test_kmeans_when_compared_with_scikit_learn_then_inertia_is_equal_or_better(
 def test_kmeans_when_done_then_inertia_is_exact_and_the_labels_are_a_fixed_point():
     points, _ = blobs()
     found = cluster(points, 4, seeds=zeros(6))
-    for one, labels, centres, inertia in zip(
-        points, found.labels, found.centres, found.inertia, strict=True
+    for one, labels, centers, inertia in zip(
+        points, found.labels, found.centers, found.inertia, strict=True
     ):
         assert float(inertia) == pytest.approx(inertia_of(one, labels, 4), rel=1e-5)
         means = torch.stack([one[labels == j].mean(dim=0) for j in range(4)])
-        torch.testing.assert_close(centres, means, atol=1e-4, rtol=1e-4)
-        assert_same_masks(torch.cdist(one, centres).argmin(dim=1), labels)
+        torch.testing.assert_close(centers, means, atol=1e-4, rtol=1e-4)
+        assert_same_masks(torch.cdist(one, centers).argmin(dim=1), labels)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_cluster_when_blobs_are_clear_then_they_are_found(method):
+def test_cluster_when_blobs_are_clear_then_they_are_found():
     points, ids = blobs(n_images=3)
-    found = cluster(points, 4, seeds=zeros(3), method=method)
+    found = cluster(points, 4, seeds=zeros(3))
     for labels, truth in zip(found.labels.numpy(), ids, strict=True):
         counts = np.histogram2d(labels, truth, bins=(4, 4))[0]
         assert counts.max(axis=1).sum() >= 0.98 * len(truth)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_cluster_when_the_batch_is_split_or_memory_is_small_then_the_same(method, monkeypatch):
+def test_cluster_when_the_batch_is_split_or_memory_is_small_then_the_same():
     points, _ = blobs(n_images=7, n=1500)
     seeds = torch.arange(7)
-    whole = cluster(points, 3, seeds=seeds, method=method)
+    whole = cluster(points, 3, seeds=seeds)
     parts = [
-        cluster(points[rows], 3, seeds=seeds[rows], method=method)
+        cluster(points[rows], 3, seeds=seeds[rows])
         for rows in (slice(0, 1), slice(1, 5), slice(5, 7))
     ]
-    tight = cluster(points, 3, seeds=seeds, method=method, memory=100_000)
+    tight = cluster(points, 3, seeds=seeds, memory=100_000)
     assert_same_masks(whole.labels, torch.cat([part.labels for part in parts]))
     assert_same_masks(whole.labels, tight.labels)
     torch.testing.assert_close(whole.inertia, tight.inertia, rtol=1e-5, atol=1e-5)
-    assert_same_masks(whole.labels, cluster(points, 3, seeds=seeds, method=method).labels)
+    assert_same_masks(whole.labels, cluster(points, 3, seeds=seeds).labels)
 
 
 def test_at_once_when_memory_is_small_then_images_and_then_points_are_split():
@@ -97,41 +92,12 @@ def test_at_once_when_memory_is_small_then_images_and_then_points_are_split():
     assert all_points == 4096 > few_points == clustering.LEAST_POINTS
 
 
-def test_spherical_when_points_are_scaled_then_labels_stay():
-    points, _ = blobs()
-    scale = torch.rand(6, 400, 1, generator=torch.Generator().manual_seed(0)) + 0.5
-    plain, scaled = (
-        cluster(each, 4, seeds=zeros(6), method="spherical") for each in (points, points * scale)
-    )
-    assert (plain.labels == scaled.labels).float().mean() > 0.999
-    torch.testing.assert_close(plain.centres.norm(dim=2), torch.ones(6, 4))
-
-
-def test_mixture_when_one_axis_is_noise_then_it_is_better_than_kmeans_and_like_scikit_learn():
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 2, 600)
-    points = rng.normal(0, 1, (600, 5)) * [6, 1, 1, 1, 1]
-    points[:, 1] += 5 * ids
-    tensor = torch.from_numpy(points).float()[None]
-    found = cluster(tensor, 2, seeds=zeros(1), method="mixture").labels[0].numpy()
-    simple = cluster(tensor, 2, seeds=zeros(1)).labels[0].numpy()
-
-    def right(labels: np.ndarray) -> float:
-        return max((labels == ids).mean(), (labels != ids).mean())
-
-    reference = GaussianMixture(2, covariance_type="tied", n_init=5, random_state=0).fit(points)
-    assert right(simple) < 0.9
-    assert right(found) >= right(reference.predict(points)) - 0.01
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_cluster_when_the_image_is_constant_then_one_cluster_and_no_confidence(method):
-    found = cluster(torch.full((2, 30, 6), 0.3), 3, seeds=zeros(2), method=method)
+def test_cluster_when_the_image_is_constant_then_one_cluster_and_no_confidence():
+    found = cluster(torch.full((2, 30, 6), 0.3), 3, seeds=zeros(2))
     assert (found.labels == 0).all()
     assert (found.margins == 0).all()
-    assert found.centres.isfinite().all()
-    if method != "mixture":
-        torch.testing.assert_close(found.inertia, torch.zeros(2, dtype=torch.float64))
+    assert found.centers.isfinite().all()
+    torch.testing.assert_close(found.inertia, torch.zeros(2, dtype=torch.float64))
 
 
 def test_cluster_when_there_are_fewer_distinct_points_than_clusters_then_each_is_one():
@@ -152,37 +118,35 @@ def test_cluster_when_there_are_as_many_clusters_as_points_then_each_point_is_on
 def test_refilled_when_a_cluster_is_empty_then_it_takes_the_farthest_point():
     columns = torch.tensor([[0.0, 0.1, 5.0]])
     points = torch.cat([columns, torch.ones(1, 3)])[None]
-    centres = torch.tensor([[[[0.0], [9.0]]]])
-    moved = clustering._refilled(points, centres, torch.tensor([[[False, True]]]))
+    centers = torch.tensor([[[[0.0], [9.0]]]])
+    moved = clustering._refilled(points, centers, torch.tensor([[[False, True]]]))
     assert moved.flatten().tolist() == [0.0, 5.0]
 
 
-def test_margins_when_points_are_at_a_centre_or_between_then_1_and_0():
-    centres = torch.tensor([[[0.0, 0.0], [2.0, 0.0]]])
+def test_margins_when_points_are_at_a_center_or_between_then_1_and_0():
+    centers = torch.tensor([[[0.0, 0.0], [2.0, 0.0]]])
     points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.5, 0.0]]])
-    labels, margins = nearest(points, centres)
+    labels, margins = nearest(points, centers)
     assert labels.tolist() == [[0, 0, 0]]
     torch.testing.assert_close(margins, torch.tensor([[1.0, 0.0, 2 / 3]]))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_assign_when_given_the_clustered_points_then_their_labels(method):
+def test_assign_when_given_the_clustered_points_then_their_labels():
     points, _ = blobs()
-    found = cluster(points, 3, seeds=zeros(6), method=method)
+    found = cluster(points, 3, seeds=zeros(6))
     assert (found.assign(points) == found.labels).float().mean() > 0.999
 
 
 def test_cluster_when_k_exceeds_the_points_then_both_are_named():
-    with pytest.raises(InputError, match="k 31: expected 1 to 30"):
+    with pytest.raises(InputError, match="`k`: expected 1 to 30"):
         cluster(torch.zeros(1, 30, 2), 31, seeds=zeros(1))
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"method": "median"}, "clustering 'median'"),
-        ({"restarts": 0}, "restarts 0"),
-        ({"memory": 0}, "memory 0"),
+        ({"restarts": 0}, "`restarts`"),
+        ({"memory": 0}, "`memory`"),
         ({"seeds": zeros(3)}, "3 seeds"),
     ],
 )

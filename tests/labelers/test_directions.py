@@ -1,7 +1,7 @@
 """Directions: the search against a plain reference, the masks against the world's exact ones."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +12,24 @@ from latentseg.errors import CorruptFileError, DivergedError, InputError
 from latentseg.files import read_json
 from latentseg.generators.protocols import Latents
 from latentseg.labelers import labelers_for, load_labeler
-from latentseg.labelers.directions import (
-    VARIANTS,
-    DirectionsConfig,
-    DirectionsLabeler,
-    confidence,
-    draw_lengths,
-    find_direction,
-    fit_directions,
-)
-from latentseg.labelers.losses import LOSSES, grey
+from latentseg.labelers.direction_search import draw_lengths, find_direction
+from latentseg.labelers.directions import DirectionsLabeler, confidence
+from latentseg.labelers.directions_settings import KIND, SETTINGS, RefinementConfig
+from latentseg.labelers.fit_directions import fit_directions, measure_radii, reliability
+from latentseg.labelers.losses import LOSSES, gray
+from latentseg.labelers.mask_measures import edge_alignment, mask_iou
 from latentseg.labelers.overview import sample_latents
-from latentseg.labelers.quality import agreement, edge_alignment, measure_radii, reliability
-from latentseg.labelers.refinement import RefinementConfig
 from latentseg.seeds import derive_seeds
 from tests.closeness import assert_same_masks
 from tests.world import World, fitted, seeds
 
-BRIEF = replace(VARIANTS["ours"], steps=6, restarts=2, restart_steps=2, batch=4)
+BRIEF = replace(SETTINGS["ours"], steps=6, restarts=2, restart_steps=2, batch=4)
 
 
 def ious(labeler: DirectionsLabeler, world: World, n: int = 64) -> np.ndarray:
     latents = world.sample(seeds(n, key=7))
     masks = labeler.label(latents).masks.numpy() > 0
-    return agreement(masks, world.masks(latents).numpy() > 0)
+    return mask_iou(masks, world.masks(latents).numpy() > 0)
 
 
 @pytest.mark.parametrize("n_classes", [0, 3])
@@ -54,7 +48,7 @@ def test_labeler_when_the_directions_are_not_made_opposite_then_masks_are_worse(
 @pytest.mark.parametrize("variant", ["official", "paper"])
 def test_find_direction_when_as_published_then_light_lightens_and_dark_darkens(variant: str):
     # With the paper's lambda the structure loss rules this world: its edges are sharp.
-    config = replace(VARIANTS[variant], steps=40, batch=8)
+    config = replace(SETTINGS[variant], steps=40, batch=8)
     if variant == "paper":
         config = replace(config, contrast_weight=500.0)
     for sign in ("light", "dark"):
@@ -66,7 +60,7 @@ def test_find_direction_when_as_published_then_light_lightens_and_dark_darkens(v
 
 
 def test_find_direction_when_official_then_it_is_the_plain_algorithm():
-    world, config = World(), replace(VARIANTS["official"], steps=5, batch=4)
+    world, config = World(), replace(SETTINGS["official"], steps=5, batch=4)
     direction = find_direction(world, "dark", config=config, seed=3, quiet=True)
 
     rng = torch.Generator().manual_seed(int(derive_seeds(3, -1, 0)))
@@ -114,11 +108,11 @@ def test_find_direction_when_the_loss_stops_falling_then_it_ends_early():
 
 
 def test_draw_lengths_when_per_coordinate_or_not_then_shape_spread_and_bound_hold():
-    config = replace(VARIANTS["official"], batch=2000, radius_spread=1.5)
+    config = replace(SETTINGS["official"], batch=2000, radius_std=1.5)
     lengths = draw_lengths(config, (3, 5), seed=0, step=0)
     assert lengths.shape == (2000, 3, 5)
     assert lengths.min() == pytest.approx(0.1)
-    narrow = draw_lengths(replace(config, radius_spread=0.5), (3, 5), seed=0, step=0)
+    narrow = draw_lengths(replace(config, radius_std=0.5), (3, 5), seed=0, step=0)
     assert narrow.mean() == pytest.approx(2, abs=0.02)
     assert narrow.std() == pytest.approx(0.5, abs=0.02)
     assert draw_lengths(replace(config, per_coordinate=False), (3, 5), 0, 0).shape == (2000, 1, 1)
@@ -157,7 +151,7 @@ def test_label_when_a_mode_is_chosen_then_masks_follow_its_rule(mode, light, dar
 
     def drawn(amount: float) -> torch.Tensor:
         step = labeler.directions["light" if amount > 0 else "dark"] * abs(amount) * labeler.radius
-        return grey(world(world.shift(latents, step)))
+        return gray(world(world.shift(latents, step)))
 
     expected = drawn(light) > drawn(dark)
     torch.testing.assert_close(labelled.masks, expected.to(torch.uint8))
@@ -254,7 +248,7 @@ def test_fit_when_only_one_direction_is_needed_then_only_one_is_searched(tmp_pat
     assert list(labeler.directions) == ["dark"]
     assert labeler.radius == 3.0
     assert read_json(tmp_path / "quality.json")["cosine"] is None
-    with pytest.raises(InputError, match="light direction was never searched"):
+    with pytest.raises(InputError, match="light direction, which was never searched"):
         labeler.with_config(replace(labeler.config, mode="both"))
 
 
@@ -284,14 +278,19 @@ def test_load_when_there_is_no_labeler_then_the_message_says_how_to_make_one(tmp
 )
 def test_config_when_a_value_is_impossible_then_it_is_refused(change: dict):
     with pytest.raises(InputError, match=next(iter(change))):
-        replace(VARIANTS["ours"], **change)
+        replace(SETTINGS["ours"], **change)
 
 
 def test_config_when_written_and_read_then_it_is_the_same():
-    config = replace(VARIANTS["paper"], mode="light", refinement=RefinementConfig(bins=5))
-    assert DirectionsConfig.from_json(json.loads(json.dumps(config.to_json())), "x") == config
+    config = replace(SETTINGS["paper"], mode="light", refinement=RefinementConfig(bins=5))
+    written = json.loads(json.dumps(asdict(config)))
+    assert KIND.options(written, "x") == config
+    written["radius_spread"] = written.pop("radius_std")  # as earlier versions wrote it
+    assert KIND.options(written, "x") == config
     with pytest.raises(InputError, match="Perhaps 'radius'"):
-        DirectionsConfig.from_json({"radus": 1}, "x")
+        KIND.options({"radus": 1}, "x")
+    with pytest.raises(InputError, match="refinement"):
+        KIND.options({"refinement": {"binz": 1}}, "x")
 
 
 def test_labelers_for_when_asked_then_every_generator_serves_directions():

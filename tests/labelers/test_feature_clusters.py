@@ -10,11 +10,8 @@ import torch
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json
 from latentseg.images import read_image
-from latentseg.labelers.feature_clusters import (
-    FeatureClustersConfig,
-    FeatureClustersLabeler,
-    fit_feature_clusters,
-)
+from latentseg.labelers.feature_clusters import FeatureClustersLabeler, fit_feature_clusters
+from latentseg.labelers.feature_clusters_settings import FeatureClustersConfig
 from latentseg.labelers.naming import BACKGROUND, ClassNames
 from tests.closeness import assert_same_masks
 from tests.few_shot_world import FewShotWorld
@@ -86,7 +83,7 @@ def test_label_when_the_batch_is_split_then_masks_and_verdicts_agree():
 
 
 def test_fit_when_no_layer_is_asked_for_then_a_coarse_one_is_taken():
-    config = replace(CONFIG, layer=None, normalise=True)
+    config = replace(CONFIG, layer=None, normalize=True)
     assert fit_feature_clusters(FewShotWorld(), config=config).config.layer == 0
 
 

@@ -5,7 +5,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentseg.errors import InputError
 from latentseg.generators.protocols import GeneratorInfo, Latents, Strip
-from latentseg.labelers.features import Hypercolumns, Resize, Scale, row_blocks
+from latentseg.labelers.features import Hypercolumns, Scale, hypercolumn, row_blocks
+from latentseg.labelers.few_shot_settings import Resize
 from tests.generators.test_feature_strips import LARGE, drawn_by, most_held
 from tests.generators.tiny_stylegan2 import TINY, tiny
 from tests.parts_world import PartsWorld
@@ -83,6 +84,17 @@ def test_project_when_streamed_then_it_equals_the_concatenation(generator, resiz
     columns = Hypercolumns(generator, resize=resize, memory=memory)
     weight, bias = projection(columns.n_channels)
     expected = torch.einsum("oc,bchw->bohw", weight, whole(columns)) + bias[:, None, None]
+    assert (columns.project(LATENTS, weight, bias) - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("generator", [Maps(), StrippedMaps()])
+@pytest.mark.parametrize("memory", [2**30, 3000])
+def test_project_when_streamed_then_it_equals_the_plain_hypercolumn(generator, memory):
+    columns = Hypercolumns(generator, memory=memory)
+    weight, bias = projection(columns.n_channels)
+    plain = hypercolumn(generator.features(LATENTS), SIZE)
+    assert plain.shape == (len(LATENTS), columns.n_channels, *SIZE)
+    expected = torch.einsum("oc,bchw->bohw", weight, plain) + bias[:, None, None]
     assert (columns.project(LATENTS, weight, bias) - expected).abs().max() < 1e-12
 
 

@@ -1,6 +1,5 @@
 import json
-import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -12,31 +11,23 @@ from latentseg.errors import CorruptFileError, DivergedError, InputError
 from latentseg.files import read_json, write_json
 from latentseg.images import IGNORE, Pixels, read_image, to_pixels, write_image, write_mask
 from latentseg.labelers.features import Hypercolumns
-from latentseg.labelers.few_shot import (
-    VARIANTS,
-    FewShotConfig,
-    FewShotLabeler,
-    HeadPreview,
-    PaintedImages,
-    answer,
-    fit_few_shot,
-    painted_features,
-    read_painting,
-)
-from latentseg.labelers.head_training import (
+from latentseg.labelers.few_shot import FewShotLabeler, answer, fit_few_shot, painted_features
+from latentseg.labelers.few_shot_settings import (
+    KIND,
     OURS,
+    SETTINGS,
+    FewShotConfig,
     HeadTrainConfig,
-    HeadTraining,
-    balance,
-    segmentation_loss,
 )
+from latentseg.labelers.head_training import HeadTraining, balance, segmentation_loss
+from latentseg.labelers.painted import PaintedImages, read_painting
 from latentseg.training_states import Checkpoints
 from tests.closeness import assert_same_masks
 from tests.few_shot_world import FewShotWorld
 from tests.parts_world import PARTS, PartsWorld
 from tests.world import seeds
 
-QUICK = replace(VARIANTS["ours"], training=replace(OURS, steps=150, pixels=512))
+QUICK = replace(SETTINGS["ours"], training=replace(OURS, steps=150, pixels=512))
 
 
 def painting(n: int = 1, *, first: int = 0) -> PaintedImages:
@@ -322,19 +313,19 @@ def test_read_when_a_folder_is_wrong_then_the_file_is_named(tmp_path: Path):
         read_painting(tmp_path, FewShotWorld())
 
 
-@pytest.mark.parametrize("config", VARIANTS.values(), ids=list(VARIANTS))
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=list(SETTINGS))
 def test_config_when_written_then_it_is_read_alike(config: FewShotConfig):
     made = replace(config, size=(8, 8), layers=(0, 2))
-    assert FewShotConfig.from_json(made.to_json(), "here") == made
+    assert KIND.options(json.loads(json.dumps(asdict(made))), "here") == made
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: FewShotConfig(head="tree"),
+        lambda: FewShotConfig(head="tree"),  # pyright: ignore[reportArgumentType]
         lambda: FewShotConfig(min_area=2),
         lambda: FewShotConfig(memory=0),
-        lambda: FewShotConfig.from_json({"hed": "mlp"}, "here"),
+        lambda: KIND.options({"hed": "mlp"}, "here"),
         lambda: HeadTrainConfig(steps=0),
         lambda: HeadTrainConfig(schedule="linear"),  # pyright: ignore[reportArgumentType]
         lambda: HeadTrainConfig(pixels=1),
@@ -343,36 +334,3 @@ def test_config_when_written_then_it_is_read_alike(config: FewShotConfig):
 def test_config_when_wrong_then_it_is_refused(make):
     with pytest.raises(InputError, match=r"expected|must be|at least|Perhaps"):
         make()
-
-
-def test_preview_when_taught_then_it_answers_for_other_images():
-    preview = HeadPreview(FewShotWorld(), config=QUICK)
-    with pytest.raises(InputError, match="no head yet"):
-        preview.predict([1])
-    made = painting()
-    assert not preview.fit([("empty", 0, np.full((32, 32), IGNORE, np.uint8))], PARTS)
-    assert preview.fit([("0000", 0, made.masks[0])], PARTS)
-    truth = painting(3, first=5)
-    found = preview.predict(truth.seeds)
-    assert found.dtype == np.uint8
-    assert mean_iou(found, truth.masks) > 0.9
-    with pytest.raises(InputError, match="class id"):
-        preview.fit([("0000", 0, made.masks[0])], PARTS[:1])
-
-
-def test_preview_when_called_again_while_at_work_then_the_latest_call_wins():
-    endless = replace(QUICK, training=replace(OURS, steps=10**9))
-    preview, made, finished = HeadPreview(FewShotWorld(), config=endless), painting(), []
-
-    def teach() -> None:
-        finished.append(preview.fit([("0000", 0, made.masks[0])], PARTS))
-
-    first = threading.Thread(target=teach)
-    first.start()
-    while preview.newest == 0:
-        first.join(0.01)
-    preview.config = QUICK
-    assert preview.fit([("0000", 0, made.masks[0])], PARTS)
-    first.join(30)
-    assert finished == [False]
-    assert mean_iou(preview.predict([0]), made.masks) > 0.9

@@ -12,8 +12,9 @@ from latentseg.files import read_json
 from latentseg.generators.protocols import Latents
 from latentseg.images import Pixels
 from latentseg.labelers.instances import Box, read_boxes, segment_instances, to_coco, write_coco
-from latentseg.labelers.quality import agreement
-from latentseg.labelers.style_mixing import StyleMixingConfig, StyleMixingLabeler
+from latentseg.labelers.mask_measures import mask_iou
+from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.style_mixing_settings import StyleMixingConfig
 from tests.labelers.test_style_mixing import FOREGROUND, mixing
 from tests.world import World, seeds
 
@@ -60,7 +61,7 @@ def test_instances_when_there_are_two_objects_then_each_box_has_its_own():
     images, found = segment_instances(labeler, latents, boxes)
     assert images.shape == (8, 32, 64, 3)
     ious = [
-        agreement(instance.mask[None], part[None])[0]
+        mask_iou(instance.mask[None], part[None])[0]
         for pair, instances in zip(parts, found, strict=True)
         for part, instance in zip(pair, instances, strict=True)
     ]

@@ -7,9 +7,9 @@ import torch
 
 from latentseg.labelers.losses import (
     LOSSES,
-    centre_minus_border,
+    center_minus_border,
     edges,
-    grey,
+    gray,
     official_prior,
     paper_prior,
     squared_edges,
@@ -74,7 +74,7 @@ def test_official_losses_when_compared_with_plain_numpy_then_they_agree():
     x, shifted = random_images(), random_images(key=1)
     losses = LOSSES["official"]
     prior = official_prior((12, 9)).numpy()
-    expected = np.mean([[grey(image).numpy() * prior] for image in shifted])
+    expected = np.mean([[gray(image).numpy() * prior] for image in shifted])
     assert float(losses.contrast(shifted)) == pytest.approx(expected, rel=1e-6)
     expected = np.mean((edges(shifted) - edges(x)).numpy() ** 2)
     assert float(losses.structure(shifted, x)) == pytest.approx(expected)
@@ -106,7 +106,7 @@ def test_contrast_when_the_centre_lightens_then_it_falls(version: str):
     lighter = x.clone()
     lighter[:, :, 6:10, 6:10] += 0.5
     assert LOSSES[version].contrast(lighter) < LOSSES[version].contrast(x)
-    assert (centre_minus_border(lighter) > centre_minus_border(x)).all()
+    assert (center_minus_border(lighter) > center_minus_border(x)).all()
 
 
 @pytest.mark.parametrize("version", LOSSES)

@@ -12,14 +12,12 @@ import torch
 
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json
+from latentseg.labelers.fit_style_mixing import fit_style_mixing
 from latentseg.labelers.foreground import background_classes, places
 from latentseg.labelers.naming import ClassNames, read_names
 from latentseg.labelers.prototypes import fit_prototypes, segment_statistics
-from latentseg.labelers.style_mixing import (
-    StyleMixingConfig,
-    StyleMixingLabeler,
-    fit_style_mixing,
-)
+from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.style_mixing_settings import StyleMixingConfig
 from tests.parts_world import PARTS, PartsWorld, matched_iou
 from tests.world import seeds
 

@@ -8,16 +8,11 @@ import scipy.ndimage
 import skimage.measure
 import torch
 
-from latentseg.labelers.refinement import (
-    FILTERS,
-    RefinementConfig,
-    area_share,
-    histogram_peaks,
-    large_components,
-    perimeter,
-    refine,
-    roundness,
-)
+from latentseg.labelers.components import large_components
+from latentseg.labelers.directions_settings import RefinementConfig
+from latentseg.labelers.mask_measures import area_share
+from latentseg.labelers.refinement import FILTERS, histogram_peaks, refine
+from latentseg.labelers.roundness import perimeter, roundness
 
 OFF = RefinementConfig(min_area=0.0, max_area=1.0, min_peaks=0)
 

@@ -1,7 +1,7 @@
 """Style mixing: masks against the world's exact ones, the fit, and what cannot be labelled."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,14 @@ import torch
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json
 from latentseg.generators.protocols import Latents
-from latentseg.labelers import style_mixing
+from latentseg.labelers import fit_style_mixing as fit_style_mixing_module
+from latentseg.labelers.fit_style_mixing import fit_style_mixing, measure_layers, reliability
 from latentseg.labelers.foreground import foreground_segment
+from latentseg.labelers.mask_measures import mask_iou
 from latentseg.labelers.naming import ClassNames
-from latentseg.labelers.quality import agreement
-from latentseg.labelers.style_mixing import (
-    StyleMixingConfig,
-    StyleMixingLabeler,
-    clean,
-    describe,
-    draw_variants,
-    fit_style_mixing,
-    measure_layers,
-    reduce,
-    segment,
-)
+from latentseg.labelers.style_mixing import StyleMixingLabeler, clean, segment
+from latentseg.labelers.style_mixing_settings import KIND, StyleMixingConfig
+from latentseg.labelers.variants import descriptors, draw_variants, reduce
 from tests.closeness import assert_same_masks
 from tests.world import World, seeds
 
@@ -46,7 +39,7 @@ def ious(labeler: StyleMixingLabeler, n: int = 48) -> np.ndarray:
     world = labeler.generator
     assert isinstance(world, World)
     latents = world.sample(seeds(n, key=7))
-    return agreement(labeler.label(latents).masks.numpy() > 0, world.masks(latents).numpy() > 0)
+    return mask_iou(labeler.label(latents).masks.numpy() > 0, world.masks(latents).numpy() > 0)
 
 
 @pytest.mark.parametrize("n_classes", [0, 3])
@@ -59,12 +52,6 @@ def test_labeler_when_k_is_2_then_its_masks_are_the_known_ones(n_classes: int):
 @pytest.mark.parametrize(
     "options",
     [
-        {"clustering": "mixture"},
-        {"clustering": "spherical"},
-        {"colour": "lab"},
-        {"normalisation": "none"},
-        {"normalisation": "plane"},
-        {"spatial_weight": 0.05},
         {"foreground": "border"},
         {"foreground": "vote"},
     ],
@@ -112,17 +99,9 @@ def test_draw_variants_when_memory_is_small_then_the_same_variants_are_drawn():
     torch.testing.assert_close(whole, world.variants(latents, styles, 1))
 
 
-def test_describe_when_planes_are_normalised_then_each_has_mean_0_and_deviation_1():
-    variants = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    points = describe(variants, StyleMixingConfig(normalisation="plane"))
-    assert points.shape == (2, 64, 12)
-    torch.testing.assert_close(points.mean(dim=1), torch.zeros(2, 12), atol=1e-5, rtol=0)
-    torch.testing.assert_close(points.std(dim=1, unbiased=False), torch.ones(2, 12))
-
-
-def test_describe_when_correlation_then_distances_are_those_of_correlation():
+def test_descriptors_when_of_pixels_then_distances_are_those_of_correlation():
     variants = torch.rand(1, 10, 3, 2, 2, generator=torch.Generator().manual_seed(0))
-    points = describe(variants, StyleMixingConfig(normalisation="correlation"))[0]
+    points = descriptors(variants)[0]
     series = variants[0].flatten(2).permute(2, 1, 0).numpy()  # pixel, channel, variant
     for a in range(4):
         for b in range(4):
@@ -133,23 +112,13 @@ def test_describe_when_correlation_then_distances_are_those_of_correlation():
             )
 
 
-def test_describe_when_lab_then_grey_has_no_colour_and_place_has_the_weight_asked_for():
-    variants = torch.linspace(-1, 1, 64).reshape(1, 1, 1, 8, 8).expand(1, 2, 3, 8, 8)
-    config = StyleMixingConfig(colour="lab", normalisation="none", spatial_weight=0.5)
-    points = describe(variants, config)[0]
-    assert points.shape == (64, 8)
-    assert points[:, [1, 2, 4, 5]].abs().max() < 1e-2
-    variance = points.var(dim=0, unbiased=False)
-    assert variance[6:].sum() == pytest.approx(0.5 * float(variance[:6].sum()), rel=1e-4)
-
-
 def test_segment_when_the_image_is_larger_than_the_resolution_then_every_pixel_is_assigned():
     world = World((64, 64))
     config = StyleMixingConfig(first_mixed_layer=1, resolution=32)
     labeler = StyleMixingLabeler(world, config=config, seed=0, names=FOREGROUND)
     assert ious(labeler, 12).mean() >= 0.95
     latents = world.sample(seeds(2))
-    assert labeler.votes(latents).shape == (2, 64, 64)
+    assert labeler.votes(latents, world(latents)).shape == (2, 64, 64)
 
 
 def test_reduce_when_not_square_then_the_longest_side_is_the_bound():
@@ -178,7 +147,7 @@ def test_clean_when_there_are_specks_and_holes_then_both_go():
     assert np.array_equal(clean(mask, StyleMixingConfig(min_component=0, fill_holes=False)), mask)
 
 
-@pytest.mark.parametrize("rule", ["border", "centre", "area", "vote"])
+@pytest.mark.parametrize("rule", ["border", "center", "vote"])
 def test_foreground_when_one_segment_is_a_disc_in_the_middle_then_it_is_chosen(rule):
     y, x = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="ij")
     disc = ((y.square() + x.square()) < 0.3).long()
@@ -187,7 +156,7 @@ def test_foreground_when_one_segment_is_a_disc_in_the_middle_then_it_is_chosen(r
 
 def test_foreground_when_a_segment_is_empty_then_it_is_never_chosen():
     assert foreground_segment(torch.ones(1, 4, 4, dtype=torch.int64), 2).tolist() == [1]
-    with pytest.raises(InputError, match="foreground 'luck'"):
+    with pytest.raises(InputError, match=r"`foreground`: expected one of .* found 'luck'"):
         foreground_segment(torch.ones(1, 4, 4, dtype=torch.int64), 2, rule="luck")  # pyright: ignore[reportArgumentType]
 
 
@@ -206,7 +175,7 @@ def test_label_when_images_are_constant_then_nothing_is_sure_and_the_filters_ref
 
 
 def test_label_when_there_is_one_variant_then_the_image_alone_is_clustered():
-    labeler = mixing(n_variants=1, normalisation="none")
+    labeler = mixing(n_variants=1)
     latents = labeler.generator.sample(seeds(3))
     assert labeler.label(latents).masks.shape == (3, 32, 32)
     x = labeler.generator(latents)
@@ -215,7 +184,7 @@ def test_label_when_there_is_one_variant_then_the_image_alone_is_clustered():
 
 
 def test_fit_when_k_exceeds_the_pixels_then_it_is_refused():
-    with pytest.raises(InputError, match="k 17: an image has only 4 x 4"):
+    with pytest.raises(InputError, match="`k`: 17, but an image has only 4 x 4"):
         fit_style_mixing(World((4, 4)), config=replace(BRIEF, k=17), quiet=True)
 
 
@@ -285,22 +254,22 @@ def test_fit_when_the_layer_is_open_then_the_one_that_keeps_the_layout_is_chosen
     rows = measure_layers(Deep(), quiet=True)
     assert [row["layer"] for row in rows] == [1, 2, 3]
     assert rows[0]["change"] > rows[2]["change"] > 0
-    assert max(rows, key=style_mixing.reliability)["layer"] == 3
+    assert max(rows, key=reliability)["layer"] == 3
     assert all(row["chance"] < row["halves"] for row in rows)
 
 
 def test_reliability_when_masks_agree_by_chance_or_nothing_changes_then_0():
     row = {"change": 0.4, "halves": 0.8, "chance": 0.3}
-    assert style_mixing.reliability(row) > 0.2
-    assert style_mixing.reliability({**row, "change": 0.0}) == 0
-    assert style_mixing.reliability({**row, "chance": 0.8}) == 0
+    assert reliability(row) > 0.2
+    assert reliability({**row, "change": 0.0}) == 0
+    assert reliability({**row, "chance": 0.8}) == 0
 
 
 def test_fit_when_interrupted_then_the_same_call_continues_and_gives_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = fit_style_mixing(Deep(), config=BRIEF, out=tmp_path / "whole", quiet=True)
-    measure, calls = style_mixing._measure_layer, []
+    measure, calls = fit_style_mixing_module._measure_layer, []
 
     def interrupted(*arguments: Any) -> dict[str, float]:
         calls.append(arguments)
@@ -308,7 +277,7 @@ def test_fit_when_interrupted_then_the_same_call_continues_and_gives_the_same(
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(style_mixing, "_measure_layer", interrupted)
+    monkeypatch.setattr(fit_style_mixing_module, "_measure_layer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_style_mixing(Deep(), config=BRIEF, out=tmp_path / "parts", quiet=True)
     with pytest.raises(InputError, match="never finished"):
@@ -341,9 +310,9 @@ def test_load_when_a_file_is_damaged_then_it_is_refused(tmp_path: Path, name: st
     [
         {"k": 1},
         {"n_variants": 0},
-        {"clustering": "median"},
-        {"normalisation": "zca"},
-        {"spatial_weight": -1.0},
+        {"foreground": "area"},
+        {"meaning": "none"},
+        {"min_confidence": -1.0},
         {"memory": 0},
     ],
 )
@@ -353,13 +322,24 @@ def test_config_when_a_value_is_impossible_then_it_is_refused(change: dict[str, 
 
 
 def test_config_when_written_and_read_then_it_is_the_same():
-    assert StyleMixingConfig.from_json(json.loads(json.dumps(BRIEF.to_json())), "x") == BRIEF
-    with pytest.raises(InputError, match="Perhaps 'colour'"):
-        StyleMixingConfig.from_json({"color": "lab"}, "x")
+    written = json.loads(json.dumps(asdict(BRIEF)))
+    assert KIND.options(written, "x") == BRIEF
+    with pytest.raises(InputError, match="Perhaps 'foreground'"):
+        KIND.options({"forground": "border"}, "x")
+
+
+def test_options_when_of_an_earlier_version_then_they_are_read_or_refused_by_name():
+    earlier = {"colour": "rgb", "normalisation": "correlation", "clustering": "kmeans"}
+    earlier |= {"spatial_weight": 0.0, "foreground": "center", "n_variants": 6, "restarts": 2}
+    assert KIND.options(earlier, "x") == BRIEF
+    for change in ({"colour": "lab"}, {"clustering": "mixture"}, {"spatial_weight": 0.05}):
+        name = next(iter(change))
+        with pytest.raises(InputError, match=f"labeler.json: `{name}` is .* no longer"):
+            KIND.options({**earlier, **change}, "labeler.json")
 
 
 def test_labeler_when_the_layer_is_not_one_of_the_generators_then_it_is_refused():
-    with pytest.raises(InputError, match="first_mixed_layer 3: generator 'world' has 2 layers"):
+    with pytest.raises(InputError, match=r"`first_mixed_layer`: expected 0 to 2.* found 3"):
         StyleMixingLabeler(
             World(), config=replace(BRIEF, first_mixed_layer=3), seed=0, names=FOREGROUND
         )

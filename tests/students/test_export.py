@@ -21,7 +21,7 @@ from torch.nn import functional
 from latentseg import files
 from latentseg.datasets.real import open_dataset
 from latentseg.errors import InputError
-from latentseg.evaluation.protocols import evaluate
+from latentseg.evaluation.measuring import measure
 from latentseg.files import MANIFEST, verify_manifest
 from latentseg.images import list_images, read_image, write_image
 from latentseg.images import resize as resize_picture
@@ -522,7 +522,7 @@ def test_bundled_segmenter_in_8_bits_keeps_its_iou(tmp_path):
         tmp_path / "int8",
         int8=True,
         photos=PETS / "images",
-        measure=lambda scorer: evaluate(scorer, dataset, quiet=True).iou,
+        measure=lambda scorer: measure(scorer, dataset, quiet=True).iou,
         quiet=True,
     )
     assert record["int8"]["fall"] < 0.005

@@ -157,7 +157,7 @@ def test_sources_that_cannot_be_meant_are_refused_before_any_work(tmp_path: Path
         ([photos, tmp_path / "more"], out, "one name"),
         ([tmp_path / "empty"], out, "no images"),
         ([tmp_path / "empty.txt"], out, "empty list"),
-        ([tmp_path / "none.txt"], out, "cannot be read"),
+        ([tmp_path / "none.txt"], out, "no such file"),
     ]:
         with pytest.raises(InputError, match=said):
             predict_files(make_segmenter(), sources, target, quiet=True)

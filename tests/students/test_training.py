@@ -345,12 +345,12 @@ def test_seed_decides_the_weights(tmp_path):
     ],
 )
 def test_wrong_options_are_refused(field, value):
-    with pytest.raises(InputError, match=f"--{field.replace('_', '-')}"):
+    with pytest.raises(InputError, match=f"`{field}`: expected"):
         replace(TINY, **{field: value})
 
 
 def test_unknown_network_is_refused_before_any_work(tmp_path):
-    with pytest.raises(InputError, match="--network vnet"):
+    with pytest.raises(InputError, match="`network`: .vnet. is unknown"):
         train(SMALL, out=tmp_path / "a", config=replace(TINY, network="vnet"), quiet=True)
 
 

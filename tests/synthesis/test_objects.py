@@ -13,8 +13,9 @@ from latentseg.errors import InputError
 from latentseg.generators import Generator
 from latentseg.images import read_image, read_mask
 from latentseg.labelers.instances import Box
-from latentseg.labelers.quality import agreement
-from latentseg.labelers.style_mixing import StyleMixingConfig, StyleMixingLabeler
+from latentseg.labelers.mask_measures import mask_iou
+from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.style_mixing_settings import StyleMixingConfig
 from latentseg.synthesis.objects import segment_objects
 from latentseg.synthesis.writers import synthesize
 from tests.labelers.test_style_mixing import FOREGROUND
@@ -52,7 +53,7 @@ def test_objects_when_boxes_are_given_then_coco_reads_the_masks(made: Path, tmp_
     for image in coco.dataset["images"]:
         (annotation,) = coco.imgToAnns[image["id"]]
         found = coco.annToMask(annotation)[None] > 0
-        assert agreement(found, masks[image["file_name"]][None] > 0)[0] > 0.9
+        assert mask_iou(found, masks[image["file_name"]][None] > 0)[0] > 0.9
     assert read_image(tmp_path / "out" / "contact_sheet.png").ndim == 3
 
 

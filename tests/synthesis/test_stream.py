@@ -15,8 +15,8 @@ from latentseg.errors import InputError
 from latentseg.generators.protocols import Latents
 from latentseg.images import to_pixels
 from latentseg.labelers.directions import DirectionsLabeler
+from latentseg.labelers.directions_settings import RefinementConfig
 from latentseg.labelers.protocols import Labelled, SoftLabeler
-from latentseg.labelers.refinement import RefinementConfig
 from latentseg.synthesis.stream import Block, Stream
 from tests.closeness import assert_same_masks, assert_same_pictures
 from tests.parts_world import PARTS, PartsWorld

@@ -14,7 +14,7 @@ from latentseg.app.painting import GALLERY, ClassChange, Painting, PartClass, fr
 from latentseg.app.previews import Painted, Previews
 from latentseg.app.strokes import PaintedMask, check_mask, edit_between
 from latentseg.errors import InputError, LatentsegError
-from latentseg.files import write_bytes
+from latentseg.files import read_bytes, write_bytes
 from latentseg.generators.protocols import Generator
 from latentseg.images import IGNORE, Pixels, encode, read_image, read_mask, size_of, to_pixels
 
@@ -115,7 +115,7 @@ class Painter:
     def image_file(self, name: str) -> bytes:
         """A chosen image as PNG."""
         self._known(name)
-        return (self.painting.folder / "images" / f"{name}.png").read_bytes()
+        return read_bytes(self.painting.folder / "images" / f"{name}.png")
 
     def drawing(self, seed: int) -> bytes:
         """An image of the gallery as PNG."""
@@ -132,7 +132,7 @@ class Painter:
     def mask_png(self, name: str) -> bytes:
         """A mask as the PNG on disk."""
         self._known(name)
-        return (self.painting.folder / "masks" / f"{name}.png").read_bytes()
+        return read_bytes(self.painting.folder / "masks" / f"{name}.png")
 
     def choose(self, seed: int, request: dict[str, Any]) -> dict[str, Any]:
         """Adds an image of the gallery to the chosen ones."""

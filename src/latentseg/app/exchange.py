@@ -11,7 +11,7 @@ from PIL import Image
 
 from latentseg.app.painting import BACKGROUND, NOT_PAINTED, Painting
 from latentseg.errors import CorruptFileError, InputError, LatentsegError
-from latentseg.files import atomic, locked, read_json, write_bytes, write_json
+from latentseg.files import atomic, locked, read_bytes, read_json, write_bytes, write_json
 from latentseg.images import IGNORE, SUFFIXES, Pixels, class_colours, read_image, read_mask
 
 CLASSES = "classes.json"
@@ -53,7 +53,7 @@ def export_painting(painting: Path | str, out: Path | str) -> Exchanged:
             )
         palette = _palette(opened)
         for name, mask in opened.masks.items():
-            image = (painting / "images" / f"{name}.png").read_bytes()
+            image = read_bytes(painting / "images" / f"{name}.png")
             write_bytes(out / "images" / f"{name}.png", image)
             _write_with_palette(out / "masks" / f"{name}.png", mask.pixels, palette)
         write_json(out / CLASSES, {"classes": _table(opened)})

@@ -2,7 +2,6 @@
 
 import errno
 import hmac
-import json
 import re
 import secrets
 import socket
@@ -20,6 +19,7 @@ from latentseg.errors import InputError, LatentsegError
 from latentseg.files import locked
 from latentseg.generators.protocols import Generator
 from latentseg.interrupts import Terminated
+from latentseg.plain_data import parse_json
 from latentseg.progress import say
 
 try:
@@ -197,9 +197,9 @@ async def _body(request: Request, limit: int, accepts: str) -> Any:
     if accepts != JSON:
         return bytes(content)
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "not JSON.") from error
+        return parse_json(bytes(content))
+    except ValueError as error:
+        raise Refused(400, f"not JSON ({error}).") from error
 
 
 def paint(

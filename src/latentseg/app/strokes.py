@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import write_text
+from latentseg.files import open_in_place, read_bytes, truncate, write_text
 from latentseg.images import Pixels, read_mask, write_mask
+from latentseg.plain_data import parse_json
 
 LIMIT = 1000  # strokes that can be undone in one image
 
@@ -152,14 +153,14 @@ class PaintedMask:
         length = self.journal_path.stat().st_size if self.journal_path.exists() else 0
         try:
             self.journal_path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.journal_path, "ab") as stream:
+            with open_in_place(self.journal_path, "ab") as stream:
                 stream.write(f"{line}\n".encode())
                 stream.flush()
                 os.fsync(stream.fileno())
             write_mask(self.mask_path, after)
         except (OSError, InputError) as error:
             if self.journal_path.exists():
-                os.truncate(self.journal_path, length)
+                truncate(self.journal_path, length)
             if isinstance(error, InputError):
                 raise
             raise InputError(
@@ -208,7 +209,7 @@ class PaintedMask:
         """The journal's steps; a last line that a kill tore is cut off, so that more can follow."""
         if not self.journal_path.is_file():
             return []
-        content = self.journal_path.read_bytes()
+        content = read_bytes(self.journal_path)
         steps, complete = [], 0
         for line in content.split(b"\n")[:-1]:
             try:
@@ -217,7 +218,7 @@ class PaintedMask:
                 break
             complete += len(line) + 1
         if complete < len(content):
-            os.truncate(self.journal_path, complete)
+            truncate(self.journal_path, complete)
         return steps
 
 
@@ -287,7 +288,7 @@ def _journal(done: Sequence[Edit], undone: Sequence[Edit], mask: Pixels) -> str:
 
 def _step(line: bytes, n_pixels: int) -> "tuple[str, Edit | None, str]":
     """(name, edit, digest) of a journal line; an error of Python's if it is none."""
-    value = json.loads(line)
+    value = parse_json(line)
     for name in ("undo", "redo"):
         if name in value:
             return name, None, str(value[name])

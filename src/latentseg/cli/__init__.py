@@ -7,17 +7,20 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 import tyro
 
 from latentseg.cli.datasets import check, convert_dataset, synth
+from latentseg.cli.distance import distance
 from latentseg.cli.flags import COMMON, CommonFlags, tell, write_result
 from latentseg.cli.generators import convert, generators, train_generator
-from latentseg.cli.job import run
-from latentseg.cli.labelers import fit, instances, paint
+from latentseg.cli.job import run_command
+from latentseg.cli.judge import judge
+from latentseg.cli.labelers import fit, fit_command, instances, paint
+from latentseg.cli.methods import renewed
 from latentseg.cli.photos import invert
 from latentseg.cli.students import evaluate, export, predict, train
 from latentseg.errors import LatentsegError
@@ -36,15 +39,17 @@ def doctor(*, common: CommonFlags = COMMON) -> None:
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "run": run,
+    "run": run_command(()),
     "generators": generators,
     "convert": convert,
     "train-generator": train_generator,
+    "distance": distance,
     "fit": fit,
     "paint": paint,
     "synth": synth,
     "instances": instances,
     "invert": invert,
+    "judge": judge,
     "train": train,
     "eval": evaluate,
     "predict": predict,
@@ -52,6 +57,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "check": check,
     "convert-dataset": convert_dataset,
     "doctor": doctor,
+}
+
+# Their flags depend on the labeler that their arguments name.
+BY_METHOD: dict[str, Callable[[Sequence[str]], Callable[..., Any]]] = {
+    "fit": fit_command,
+    "run": run_command,
 }
 
 
@@ -65,8 +76,13 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        commands = COMMANDS
+        if arguments and arguments[0] in BY_METHOD:
+            name, *rest = renewed(arguments)
+            arguments = [name, *rest]
+            commands = {**COMMANDS, name: BY_METHOD[name](rest)}
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
+            commands,
             prog="latentseg",
             description="Turn any pretrained image generator into an image segmenter.",
             args=arguments,

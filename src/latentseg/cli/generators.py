@@ -1,5 +1,6 @@
 """Commands about generators: list, convert, train."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,7 @@ from latentseg.cli.flags import (
     CommonFlags,
     OfProcesses,
     Out,
+    changed,
     console,
     read_options,
     tell,
@@ -39,6 +41,7 @@ def generators(
         return
     from latentseg.generators import list_generators, load_generator
     from latentseg.generators.abilities import abilities
+    from latentseg.generators.packages import PACKAGES
     from latentseg.generators.registry import families, find_family
 
     if family is not None:
@@ -49,6 +52,7 @@ def generators(
     known = {name: each.abilities for name, each in families().items()}
     _print_abilities(common, "Bundled generators", bundled)
     _print_abilities(common, "Checkpoints that can be opened: FAMILY:FILE", known)
+    _print_packages(common)
     tell(
         common,
         "More about one: latentseg generators --family NAME. Folders of `latentseg "
@@ -56,23 +60,38 @@ def generators(
         "module:callable (--template) can be opened, too.",
     )
     rows = [{**generator.info.to_json(), "abilities": abilities(generator)} for generator in opened]
-    write_result(common, {"bundled": rows, "families": known})
+    packages = {name: {**asdict(each), "command": each.command} for name, each in PACKAGES.items()}
+    write_result(common, {"bundled": rows, "families": known, "packages": packages})
+
+
+def _print_packages(common: Common) -> None:
+    from latentseg.generators.packages import PACKAGES
+
+    lines = ["Packages with a generator, opened by name once they are installed"]
+    for package in PACKAGES.values():
+        height, width = package.size
+        lines += [
+            f"  {package.name}: {package.draws}, {height} x {width}",
+            f"    {package.megabytes} MB, {package.family}. {package.command}",
+            f"    licence: {package.licence}",
+        ]
+    tell(common, "\n".join(lines))
 
 
 def _print_abilities(common: Common, title: str, rows: dict[str, tuple[str, ...]]) -> None:
     from rich import box
     from rich.table import Table
 
-    from latentseg.labelers import METHODS, labelers_for
+    from latentseg.labelers import kinds, labelers_for
 
     # Narrow enough for 80 columns.
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0)
     )
-    for column in ("", "abilities", *METHODS):
+    for column in ("", "abilities", *kinds()):
         table.add_column(column.replace("-", "-\n"), no_wrap=True)
     for name, has in rows.items():
-        served = ("yes" if method in labelers_for(has) else "-" for method in METHODS)
+        served = ("yes" if method in labelers_for(has) else "-" for method in kinds())
         table.add_row(name, ", ".join(has), *served)
     console(common).print(table)
 
@@ -99,7 +118,10 @@ def _tell_family(common: Common, family: "Family") -> None:
 def convert(
     checkpoint: Annotated[
         Positional[str],
-        arg(metavar="CHECKPOINT", help="FAMILY:FILE, or a file or folder that says what it is."),
+        arg(
+            metavar="CHECKPOINT",
+            help="FAMILY:FILE, or a file, folder, archive or known package that says what it is.",
+        ),
     ],
     out: Out,
     *,
@@ -139,19 +161,25 @@ def train_generator(
     photos: Annotated[Positional[Path], arg(metavar="PHOTOS")],
     out: Out,
     *,
+    features: Literal["none", "efficientnet-lite0"] = "none",
     size: tuple[int, int] = (64, 64),
     channels: tuple[int, ...] | None = None,
     images: int = 1_000_000,
-    batch: int = 32,
-    lr: float = 2.5e-3,
+    batch: int | None = None,
+    lr: float | None = None,
+    discriminator_lr: float | None = None,
     r1_weight: float = 0.1,
-    style_mixing: float = 0.9,
+    style_mixing: float | None = None,
     ema_images: int = 10_000,
-    augmentation: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation"),
+    augmentation: tuple[Literal["color", "translation", "cutout"], ...] | None = None,
     adaptive: bool = False,
+    feature_px: int | None = None,
+    feature_weights: Path | None = None,
+    blur_images: int | None = None,
     classes: bool = False,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     report_images: int = 32_000,
+    distance_images: int = 1_000,
     inception: Path | None = None,
     name: str | None = None,
     licence: str = "unknown: that of the photos",
@@ -163,42 +191,57 @@ def train_generator(
 
     Args:
         photos: Folder of photos; with --classes, one subfolder of photos per class.
-        out: Folder of the training; OUT/generator can be opened at any time.
+        out: Folder of the training; OUT/generator can be opened at any time, OUT/report.html shows
+            samples and distances over time.
+        features: What the discriminator looks at: images, or frozen features of ImageNet, which
+            need far fewer images (extra `features`).
         size: Height and width in pixels.
         channels: Channels per resolution, coarse to fine; by default fitted to the size.
         images: Photos shown in all.
-        batch: Photos per step.
+        batch: Photos per step; 32, with features 16.
         lr: Learning rate; it, the average and the augmentation may be others when it goes on.
-        r1_weight: Weight of the gradient penalty.
-        style_mixing: Chance that an image is drawn from two styles.
+            0.0025, with features 0.002.
+        discriminator_lr: That of the discriminator; the same, with features 0.0002.
+        r1_weight: Weight of the gradient penalty; not used with features.
+        style_mixing: Chance that an image is drawn from two styles; 0.9, with features 0.5.
         ema_images: Half-life of the averaged generator, in photos shown.
-        augmentation: Differentiable augmentation of photos and drawn images.
+        augmentation: Differentiable augmentation of photos and drawn images: color and
+            translation, with features translation alone.
         adaptive: Let its strength follow the discriminator's overfitting.
+        feature_px: Shorter side at which the features see an image: 1.5 times that of the size.
+        feature_weights: File of EfficientNet-Lite0; by default that of the installed package.
+        blur_images: Photos until which the features see blurred images; 32 000 with features.
         classes: Learn the subfolders as classes.
         precision: auto takes bf16 where the hardware has it.
         report_images: Photos between two reports.
+        distance_images: Images drawn at each report to measure distances.
         inception: Weights of the Inception network, to report the FID as well (extra `metrics`).
         name: Of the generator.
         licence: Of the weights, for its card.
         seed: Of everything random.
     """
-    from latentseg.generators.training import GeneratorTrainingConfig
+    from latentseg.generators.training import DEFAULTS
     from latentseg.generators.training import train_generator as train_all
-    from latentseg.generators.training.loop import default_channels
+    from latentseg.generators.training.config import default_channels, default_feature_px
 
-    config = GeneratorTrainingConfig(
+    config = changed(
+        DEFAULTS[features],
         size=size,
         channels=channels or default_channels(size),
         images=images,
         batch=batch,
         lr=lr,
+        discriminator_lr=discriminator_lr,
         r1_weight=r1_weight,
         style_mixing=style_mixing,
         ema_images=ema_images,
         augmentation=augmentation,
         adaptive=adaptive,
+        feature_px=feature_px or default_feature_px(features, size),
+        blur_images=blur_images,
         precision=precision,
         report_images=report_images,
+        distance_images=distance_images,
         seed=seed,
     )
     folder = train_all(
@@ -206,6 +249,7 @@ def train_generator(
         out,
         config=config,
         with_classes=classes,
+        feature_weights=feature_weights,
         inception=inception,
         name=name,
         licence=licence,

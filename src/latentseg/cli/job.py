@@ -1,10 +1,12 @@
 """The whole job: `latentseg run`."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from latentseg.cli.flags import (
     CHECKPOINT,
@@ -20,63 +22,125 @@ from latentseg.cli.flags import (
     write_result,
 )
 from latentseg.cli.methods import (
-    DIRECTIONS,
-    FEW_SHOT,
-    STYLE_MIXING,
-    OfDirections,
-    OfFewShot,
-    OfStyleMixing,
-    directions_config,
-    few_shot_config,
+    MethodFlags,
+    Painted,
+    flags_of,
+    given,
     refuse_flags_of_others,
-    style_mixing_config,
+    settings_flag,
+    specialized,
+    usage_error,
+    with_settings,
 )
 from latentseg.cli.results import print_results
 from latentseg.cli.students import student_config
+from latentseg.errors import InputError
 from latentseg.files import read_json
+from latentseg.labelers.agreement_settings import AgreementConfig
+from latentseg.labelers.kinds import LabelerKind
+from latentseg.labelers.presets import LABELERS
+from latentseg.labelers.registry import find_kind
+
+COMBINATION = "combination"
+VOTING = ("directions", "style-mixing")  # what the method "voting" stands for
+RESERVED = (
+    *("method", "agree", "vote", "ensemble", "preset", "settings", "painted", "eval", "group"),
+    *("photos", "rounds", "ceiling", "count", "network", "width", "steps", "protocol", "seed"),
+    *("keep-dataset", "classes", "option", "latents", "device", "devices", "nodes"),
+)
+
+
+OF_PRESET = arg(help_behavior_hint="(default: that of the preset)")
+IF_GIVEN = arg(help_behavior_hint="")
+
+
+def run_command(arguments: Sequence[str]) -> Callable[..., None]:
+    """The command `run`, with the flags of the methods that its arguments name.
+
+    Args:
+        arguments: What follows `latentseg run`.
+    """
+    taking_part = _taking_part(arguments)
+    preset = given(arguments, "--preset") or "standard"
+    chosen, bases = with_settings(taking_part), dict(LABELERS.get(preset, {}))
+    settings = given(arguments, "--settings")
+    if settings is not None and settings in chosen.settings:
+        bases[chosen.name] = chosen.settings[settings]
+    configs = {kind.name: (bases.get(kind.name, kind.default), kind.flags) for kind in taking_part}
+    if len(taking_part) > 1:
+        configs[COMBINATION] = (AgreementConfig(), {})
+    flags = flags_of(configs, plain=COMBINATION, reserved=RESERVED)
+    refuse_flags_of_others(arguments, flags, reserved=RESERVED)
+
+    has_painted = any(kind.takes_painted for kind in taking_part)
+    return specialized(
+        run,
+        {
+            "labeler": (OmitArgPrefixes[flags], flags()),
+            "settings": (settings_flag(taking_part), next(iter(chosen.settings))),
+            "painted": (Painted, Parameter.empty),
+        },
+        removed=() if has_painted else ("painted",),
+    )
+
+
+def _taking_part(arguments: Sequence[str]) -> list[LabelerKind[Any]]:
+    """The methods that the arguments name."""
+    method, agree, vote = (given(arguments, f"--{name}") for name in ("method", "agree", "vote"))
+    if method == "voting":
+        method, vote = VOTING
+    try:
+        first = find_kind(method or VOTING[0])
+        second = agree or vote
+        return [first, find_kind(second)] if second else [first]
+    except InputError as error:
+        usage_error(str(error))
 
 
 def run(
     generator: GeneratorName,
     out: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
-    method: Literal["directions", "style-mixing", "few-shot", "voting"] = "directions",
-    agree: Literal["directions", "style-mixing"] | None = None,
-    min_agreement: float = 0.5,
+    method: str = "directions",
+    agree: Annotated[str | None, IF_GIVEN] = None,
+    vote: Annotated[str | None, IF_GIVEN] = None,
+    ensemble: bool = False,
     preset: Literal["quick", "standard", "paper"] = "standard",
+    settings: str,
+    painted: Path | None,
     eval: tuple[Path, ...] = (),
     group: tuple[str, ...] = (),
-    photos: Path | None = None,
-    rounds: int | None = None,
-    ceiling: Path | None = None,
-    count: int | None = None,
-    network: str | None = None,
-    width: float | None = None,
-    steps: int | None = None,
-    protocol: str | None = None,
+    photos: Annotated[Path | None, IF_GIVEN] = None,
+    rounds: Annotated[int | None, OF_PRESET] = None,
+    ceiling: Annotated[Path | None, IF_GIVEN] = None,
+    count: Annotated[int | None, OF_PRESET] = None,
+    network: Annotated[str | None, OF_PRESET] = None,
+    width: Annotated[float | None, OF_PRESET] = None,
+    steps: Annotated[int | None, OF_PRESET] = None,
+    protocol: Annotated[str | None, OF_PRESET] = None,
     keep_dataset: bool = False,
     seed: int = 0,
-    directions: OfDirections = DIRECTIONS,
-    style_mixing: OfStyleMixing = STYLE_MIXING,
-    few_shot: OfFewShot = FEW_SHOT,
+    labeler: MethodFlags,
     checkpoint: OfCheckpoint = CHECKPOINT,
     processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
 ) -> None:
-    """The whole job: label, synthesise, train, evaluate, report. The same command continues it.
+    """The whole job: label, synthesize, train, evaluate, report. The same command continues it.
 
     Args:
         generator: What to learn from.
         out: The run folder.
-        method: How masks are made; voting takes directions and style-mixing together, few-shot
-            learns from painted images.
+        method: How masks are made: directions, style-mixing, few-shot from painted images,
+            feature-clusters, module:callable, or voting for directions with the vote of
+            style-mixing. `--method NAME --help` shows the flags of that method.
         agree: Another method, whose masks have to agree, or a sample is dropped.
-        min_agreement: Least IoU of the masks of two methods that vote or have to agree.
+        vote: Another method, which votes on each pixel as well.
+        ensemble: Average the students of the light and of the dark direction.
         preset: quick for a first look, standard for quality, paper for the published settings.
         eval: Real photos with masks to measure on; may be given several.
         group: Classes made of their labels: named groupings or JSON files, applied in turn.
         photos: Unlabelled photos of the same domain, for self-training.
-        rounds: Rounds of self-training; by default those of the preset.
+        rounds: Rounds of self-training.
         ceiling: Real photos with masks: the same student learns from them, for comparison.
         count: Synthetic pairs; 0 draws new ones for as long as the student trains.
         network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
@@ -84,25 +148,25 @@ def run(
         steps: Training steps of the student.
         protocol: How results are measured: melas2021, pooled or tritrong2021.
         keep_dataset: Keep the synthetic pairs in RUN/dataset.
-        seed: Of everything random.
+        seed: Seeds all random numbers.
     """
     from latentseg.distributed import rank_and_world
-    from latentseg.run import PRESETS, VOTERS, few_shot_preset
+    from latentseg.run import preset as preset_for
     from latentseg.run import run as run_all
 
-    used = VOTERS if method == "voting" else (method, agree)
-    refuse_flags_of_others(used, directions, style_mixing, few_shot)
-    base = few_shot_preset(preset) if method == "few-shot" else PRESETS[preset]
+    del settings  # they are the defaults of the labeler's flags
+    if method == "voting":
+        method, vote = VOTING
+    base = preset_for(preset, method)
     student = student_config(base.student, network=network, width=width, steps=steps)
+    configs = labeler.configs
     config = replace(
         base,
-        method=method,
         agree=agree,
-        min_agreement=min_agreement,
-        directions=directions_config(base.directions, directions),
-        style_mixing=style_mixing_config(base.style_mixing, style_mixing),
-        few_shot=few_shot_config(few_shot),
-        ensemble=directions.mode == "ensemble",
+        vote=vote,
+        combination=configs.pop(COMBINATION, base.combination),
+        labelers=configs,
+        ensemble=ensemble,
         count=base.count if count is None else count or None,
         student=student,
         rounds=changed(base.rounds, rounds=rounds, train=student),
@@ -113,7 +177,7 @@ def run(
         generator,
         out,
         config=config,
-        labels=few_shot.labels,
+        painted=painted,
         eval_data=eval,
         groupings=group,
         photos=photos,

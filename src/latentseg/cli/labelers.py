@@ -1,10 +1,13 @@
 """Commands about labelers: fit one, paint what it learns from."""
 
+from collections.abc import Callable, Sequence
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from latentseg import labelers
 from latentseg.cli.flags import (
     CHECKPOINT,
     COMMON,
@@ -18,72 +21,128 @@ from latentseg.cli.flags import (
     write_result,
 )
 from latentseg.cli.methods import (
-    DIRECTIONS,
-    FEW_SHOT,
-    STYLE_MIXING,
-    OfDirections,
-    OfFewShot,
-    OfStyleMixing,
-    directions_config,
-    few_shot_config,
+    MethodFlags,
+    Painted,
+    flags_of,
+    given,
     refuse_flags_of_others,
-    style_mixing_config,
+    settings_flag,
+    specialized,
+    usage_error,
 )
 from latentseg.errors import InputError
 from latentseg.files import read_json
+from latentseg.labelers.registry import find_kind
+
+TEMPLATE = Path(labelers.__file__).with_name("template.py")
+RESERVED = ("settings", "painted", "template", "seed", "classes", "option", "latents")
 
 
-def fit(
-    method: Annotated[
-        Positional[Literal["directions", "style-mixing", "few-shot", "feature-clusters"]],
-        arg(metavar="METHOD"),
-    ],
+def fit_command(arguments: Sequence[str]) -> Callable[..., None]:
+    """The command `fit`, with the flags of the method that its arguments name.
+
+    Args:
+        arguments: What follows `latentseg fit`.
+    """
+    if "--template" in arguments:
+        return _print_template
+    if not arguments or arguments[0].startswith("-"):
+        return fit
+    try:
+        kind = find_kind(arguments[0])
+    except InputError as error:
+        usage_error(str(error))
+    config = kind.settings.get(given(arguments, "--settings") or "", kind.default)
+    flags = flags_of({kind.name: (config, kind.flags)}, reserved=RESERVED)
+    refuse_flags_of_others(arguments, flags, reserved=RESERVED)
+
+    first = next(iter(kind.settings))
+    command = specialized(
+        fit_kind,
+        {
+            "settings": (settings_flag([kind]), first),
+            "labeler": (OmitArgPrefixes[flags], flags()),
+            "painted": (Painted, Parameter.empty),
+        },
+        removed=() if kind.takes_painted else ("painted",),
+    )
+    command.__doc__ = (fit_kind.__doc__ or "").replace("Fits a labeler", kind.title)
+    return command
+
+
+def fit_kind(
+    method: Annotated[Positional[str], arg(metavar="METHOD")],
     generator: GeneratorName,
     out: Out,
     *,
+    painted: Path | None,
+    settings: str,
+    labeler: MethodFlags,
     seed: int = 0,
-    directions: OfDirections = DIRECTIONS,
-    style_mixing: OfStyleMixing = STYLE_MIXING,
-    few_shot: OfFewShot = FEW_SHOT,
+    checkpoint: OfCheckpoint = CHECKPOINT,
+    common: CommonFlags = COMMON,
+) -> None:
+    """Fits a labeler.
+
+    Args:
+        method: The method whose flags these are.
+        generator: The generator whose images it will label.
+        out: Folder of the labeler.
+        seed: Seeds all random numbers.
+    """
+    from latentseg.labelers.fitting import fit_labeler
+
+    del settings  # they are the defaults of the labeler's flags
+    fit_labeler(
+        find_kind(method),
+        open_generator(generator, checkpoint, common),
+        painted=painted,
+        config=labeler.configs[method],
+        seed=seed,
+        out=out,
+        quiet=common.quiet,
+    )
+    shown = [out / name for name in ("contact_sheet.png", "classes.html") if (out / name).exists()]
+    tell(common, f"{out}\nlook at: {', '.join(map(str, shown))}")
+    write_result(common, read_json(out / "quality.json"))
+
+
+def fit(
+    method: Annotated[Positional[str], arg(metavar="METHOD")],
+    generator: GeneratorName,
+    out: Out,
+    *,
+    template: bool = False,
+    seed: int = 0,
     checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
 ) -> None:
     """A labeler: finds what turns generated images into masks, with a quality report.
 
-    Args:
-        method: directions (Melas-Kyriazi et al. 2021), style-mixing (Feng 2023), few-shot from
-            painted images (Tritrong et al. 2021), or feature-clusters (Pakhomov et al. 2021).
-        generator: Whose images it will label.
-        out: Folder of the labeler.
-        seed: Of everything random.
-    """
-    from latentseg.labelers.directions import DirectionsConfig, fit_directions
-    from latentseg.labelers.feature_clusters import fit_feature_clusters
-    from latentseg.labelers.few_shot import fit_few_shot
-    from latentseg.labelers.style_mixing import StyleMixingConfig, fit_style_mixing
+    `latentseg fit METHOD --help` shows the flags of one method.
 
-    refuse_flags_of_others((method,), directions, style_mixing, few_shot)
-    if directions.mode == "ensemble":
-        raise InputError("--mode ensemble averages students: it belongs to `latentseg run`.")
-    if method == "few-shot" and few_shot.labels is None:
-        raise InputError(
-            "few-shot learns from painted images: --labels FOLDER of `latentseg paint`."
-        )
-    opened = open_generator(generator, checkpoint, common)
-    if method == "directions":
-        config = directions_config(DirectionsConfig(), directions)
-        fit_directions(opened, config=config, seed=seed, out=out, quiet=common.quiet)
-    elif method == "style-mixing":
-        config = style_mixing_config(StyleMixingConfig(), style_mixing)
-        fit_style_mixing(opened, config=config, seed=seed, out=out, quiet=common.quiet)
-    elif few_shot.labels is not None:
-        config = few_shot_config(few_shot)
-        fit_few_shot(opened, few_shot.labels, config=config, seed=seed, out=out, quiet=common.quiet)
-    else:
-        fit_feature_clusters(opened, seed=seed, out=out)
-    shown = [out / name for name in ("contact_sheet.png", "classes.html") if (out / name).exists()]
-    tell(common, f"{out}\nlook at: {', '.join(map(str, shown))}")
-    write_result(common, read_json(out / "quality.json"))
+    Args:
+        method: directions (Melas-Kyriazi et al. 2021), style-mixing (Feng et al. 2023), few-shot
+            from painted images (Tritrong et al. 2021), feature-clusters (Pakhomov et al. 2021), or
+            module:callable, one of your own.
+        generator: The generator whose images it will label.
+        out: Folder of the labeler.
+        template: Print a labeler of your own to start from.
+        seed: Seeds all random numbers.
+    """
+    del generator, out, template, seed, checkpoint, common
+    usage_error(f"the method stands first: latentseg fit {method} GENERATOR OUT")
+
+
+def _print_template(*, template: bool = False, common: CommonFlags = COMMON) -> None:
+    """Prints a labeler of your own to start from.
+
+    Args:
+        template: Print it.
+    """
+    del common
+    if template:
+        print(TEMPLATE.read_text(encoding="utf-8"), end="")
 
 
 def paint(
@@ -122,8 +181,8 @@ def paint(
         raise InputError(
             f"the painter needs an extra ({error}): pip install 'latentseg[app]'"
         ) from error
+    from latentseg.app.head_preview import HeadPreview
     from latentseg.generators import HasFeatures
-    from latentseg.labelers.few_shot import HeadPreview
 
     opened = open_generator(generator, checkpoint, common)
     head = None

@@ -29,7 +29,7 @@ def invert(
     ],
     *,
     labeler: Path | None = None,
-    variant: Literal["ours", "official"] = "ours",
+    settings: Annotated[Literal["ours", "official"], arg(aliases=("--variant",))] = "ours",
     space: Literal["w", "w+", "z"] | None = None,
     steps: int | None = None,
     start: Literal["mean", "drawn"] | None = None,
@@ -39,26 +39,27 @@ def invert(
     checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
 ) -> None:
-    """The latents of photos, what the generator draws for them, and their masks by a labeler.
+    """Finds the latents of photos, what the generator draws for them, and masks by a labeler.
 
     Args:
-        generator: What draws.
+        generator: The generator whose latents are searched.
         paths: Photos, and last the output folder.
-        labeler: Folder of a labeler of this generator; its masks of the photos are written, too.
-        variant: Constants of our own, or those of the official projectors.
-        space: w: one style; w+: one for each layer; z: the latent of a generator without styles.
-        steps: Of the search.
-        start: The mean latent, or the nearest of some drawn ones.
-        noise: Search the noise maps of a StyleGAN, too.
-        perceptual: Weights of a perceptual loss: VGG16 of torchvision, and those of LPIPS. Without
-            them a multi-scale loss is used.
-        seed: Of everything random.
+        labeler: Folder of a labeler of this generator. Its masks of the photos are written as well.
+        settings: ours, or the constants of the official StyleGAN2 projector.
+        space: w (one style), w+ (one style for each layer), or z (the latent of a generator without
+            styles).
+        steps: Number of steps of the search.
+        start: Start at the mean latent, or at the nearest of some drawn ones.
+        noise: Leave the noise maps of a StyleGAN as they are, instead of searching them as well.
+        perceptual: Weights of a perceptual loss: torchvision's VGG16, and LPIPS' linear layers.
+            Without them a multi-scale loss is used, which needs no weights.
+        seed: Seeds all random numbers.
     """
-    from latentseg.inversion.search import VARIANTS
-    from latentseg.inversion.search import invert as invert_all
+    from latentseg.inversion.folder import invert as invert_all
+    from latentseg.inversion.settings import SETTINGS
 
     photos, out = photos_and_out(paths, "invert")
-    config = changed(VARIANTS[variant], space=space, steps=steps, start=start)
+    config = changed(SETTINGS[settings], space=space, steps=steps, start=start)
     found = invert_all(
         open_generator(generator, checkpoint, common),
         photos,

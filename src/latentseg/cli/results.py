@@ -10,17 +10,16 @@ def print_results(common: Common, results: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     from latentseg.evaluation.comparison import group_results
+    from latentseg.evaluation.results import shown
 
     for group in group_results(results):
-        measured = results[0]["n_images"]
-        table = Table(title=f"{group.dataset}, {group.protocol}, {measured} photos")
+        table = Table(title=f"{group.dataset}, {group.protocol}, {group.n_images} images")
         table.add_column("", overflow="fold")
         for heading in group.columns:
             table.add_column(heading, justify="right", no_wrap=True)
         for row in group.rows:
-            table.add_row(
-                row.label, *(_shown(row.numbers.get(key)) for key in group.columns.values())
-            )
+            numbers = [shown(row.numbers.get(key)) for key in group.columns.values()]
+            table.add_row(row.label, *numbers)
         console(common).print(table)
         if group.classes:
             rows = [row for row in group.rows if row.numbers.get("class_iou")]
@@ -29,9 +28,5 @@ def print_results(common: Common, results: list[dict[str, Any]]) -> None:
             for row in rows:
                 table.add_column(row.label, justify="right", overflow="fold")
             for name in group.classes:
-                table.add_row(name, *(_shown(row.numbers["class_iou"].get(name)) for row in rows))
+                table.add_row(name, *(shown(row.numbers["class_iou"].get(name)) for row in rows))
             console(common).print(table)
-
-
-def _shown(number: float | None) -> str:
-    return "-" if number is None else f"{number:.3f}"

@@ -156,13 +156,14 @@ def evaluate(
     edges: int | None = None,
     common: CommonFlags = COMMON,
 ) -> None:
-    """Measures a segmenter on real photos, beside floors that need no look at the photo.
+    """Measures a segmenter, or masks of any tool, on real photos, beside floors.
 
     Args:
-        model: The segmenter.
+        model: The segmenter; or a folder of masks, NAME.png or NAME_mask.png for a photo NAME.
         dataset: Photos with masks: a dataset folder, or ECSSD, DUTS, DUT-OMRON, CUB, Flowers,
             CelebAMask-HQ, PASCAL-Part.
-        protocol: melas2021 or pooled, or tritrong2021 for parts; it is part of the result.
+        protocol: melas2021, voynov2020, selfmask, mae, feng2023, boundary or pooled; tritrong2021
+            or pooled for parts. It is part of the result.
         classes: Names of the classes, if the masks do not say them.
         foreground: The value in the masks that is the foreground, if they do not say it.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
@@ -173,19 +174,25 @@ def evaluate(
         edges: Let masks end where the brightness of the photo changes, within this many pixels of
             the photo as the student sees it (guided filter).
     """
-    from latentseg.datasets.real import open_dataset
-    from latentseg.evaluation.baselines import floors
-    from latentseg.evaluation.protocols import evaluate as measure
+    from latentseg.evaluation.real_photos import evaluate as evaluate_model
 
-    opened = open_dataset(dataset, classes=classes, foreground=foreground, grouping=group)
-    segmenter = open_segmenter(model, common)
-    scorer = segmenter.with_options(flip=flip, scales=scales, edges=edges)
-    result = measure(scorer, opened, protocol=protocol, limit=limit, quiet=common.quiet)
-    beside = floors(opened, protocol=protocol, limit=limit)
-    values = {**result.to_json(), "setting": model}
-    values["floors"] = {name: floor.to_json() for name, floor in beside.items()}
+    result = evaluate_model(
+        model,
+        dataset,
+        protocol=protocol,
+        classes=classes,
+        foreground=foreground,
+        group=group,
+        limit=limit,
+        flip=flip,
+        scales=scales,
+        edges=edges,
+        device=common.device,
+        quiet=common.quiet,
+    )
+    values = {**result.to_json(per_image=True), "setting": model}
     print_results(common, [values])
-    write_result(common, {**values, "per_image": result.to_json(per_image=True)["per_image"]})
+    write_result(common, values)
 
 
 def predict(
@@ -279,7 +286,7 @@ def export(
         private: Make that repository private.
     """
     from latentseg.datasets.real import open_dataset
-    from latentseg.evaluation.protocols import evaluate as measured
+    from latentseg.evaluation.measuring import measure
     from latentseg.students import hub
     from latentseg.students.export import PhotoScorer, export_segmenter
 
@@ -289,7 +296,7 @@ def export(
 
     def iou(scorer: PhotoScorer) -> float:
         assert labelled is not None
-        return measured(scorer, labelled, protocol=protocol, quiet=common.quiet).iou
+        return measure(scorer, labelled, protocol=protocol, quiet=common.quiet).iou
 
     record = export_segmenter(
         segmenter,

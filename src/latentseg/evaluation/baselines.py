@@ -9,15 +9,9 @@ from numpy.typing import NDArray
 
 from latentseg.datasets.real import RealDataset
 from latentseg.evaluation import metrics
-from latentseg.evaluation.protocols import (
-    Result,
-    Rules,
-    Scorer,
-    Scores,
-    evaluate,
-    find_rules,
-    photos,
-)
+from latentseg.evaluation.measuring import Scorer, Scores, measure, photos
+from latentseg.evaluation.protocols import Rules, find_rules
+from latentseg.evaluation.results import Result
 from latentseg.images import IGNORE, Pixels, resize_mask
 
 SEARCH_PX = 48  # masks are reduced to this square when a floor is searched
@@ -108,7 +102,7 @@ def floors(
     Args:
         dataset: The photos that a segmenter is measured on.
         protocol: The rules that it is measured by.
-        limit: As it was given to `evaluate`.
+        limit: As it was given to `measure`.
     """
     dataset = dataset.thinned(limit)
     if len(dataset.classes) > 1 and not find_rules(protocol).is_binary:
@@ -116,7 +110,7 @@ def floors(
     else:
         scorers = _floors_of_foreground(dataset, protocol)
     return {
-        name: replace(evaluate(scorer, dataset, protocol=protocol, quiet=True), note=note)
+        name: replace(measure(scorer, dataset, protocol=protocol, quiet=True), note=note)
         for name, (scorer, note) in scorers.items()
     }
 

@@ -6,14 +6,7 @@ from typing import Any
 
 from latentseg.evaluation.papers import published_name, published_parts
 from latentseg.evaluation.protocols import PROTOCOLS
-
-FLOOR_NAMES = {
-    "everything": "everything is foreground",
-    "centre": "centre prior",
-    "ellipse": "best fixed ellipse",
-    "background": "everything is background",
-    "places": "most frequent class of each place",
-}
+from latentseg.evaluation.results import FLOOR_NAMES
 
 
 @dataclass(frozen=True)
@@ -37,6 +30,11 @@ class Group:
     dataset: str
     protocol: str
     rows: list[Row]
+
+    @property
+    def n_images(self) -> int:
+        """How many images were measured."""
+        return next(row.numbers["n_images"] for row in self.rows if row.kind == "ours")
 
     @property
     def summary(self) -> str:

@@ -7,8 +7,8 @@ from latentseg.errors import InputError
 from latentseg.images import IGNORE, Pixels
 
 BETA_SQUARED = 0.3  # Achanta et al. 2009, section 4
-# k / 255 for k = 1 ... 254: the official code of Melas-Kyriazi 2021 skips 0.
-THRESHOLDS = np.arange(1, 255, dtype=np.float32) / np.float32(255)
+# k / 255 for k = 0 ... 254; the official code of Melas-Kyriazi 2021 skips 0.
+THRESHOLDS = np.arange(255, dtype=np.float32) / np.float32(255)
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -59,11 +59,16 @@ def accuracy(confusion: Counts) -> float:
     return float(np.trace(confusion) / total) if total else float("nan")
 
 
-def iou(confusion: Counts) -> Floats:
+def iou(confusion: Counts, *, epsilon: float = 0.0) -> Floats:
     """Intersection over union of each class.
 
+    Args:
+        confusion: (n_classes, n_classes), of `confusion_matrix`.
+        epsilon: Added to the union.
+
     Returns:
-        (n_classes,) float64 in [0, 1]; NaN where a class is neither true nor predicted anywhere.
+        (n_classes,) float64 in [0, 1]. Where a class is neither true nor predicted anywhere, NaN
+        without `epsilon`, and 0 with it.
 
     Source: Everingham et al. 2010, section 4.4. Checked against sklearn.metrics.jaccard_score.
 
@@ -71,7 +76,7 @@ def iou(confusion: Counts) -> Floats:
     [0.75, 0.8]
     """
     intersection = np.diagonal(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - intersection
+    union = confusion.sum(0) + confusion.sum(1) - intersection + epsilon
     return np.divide(intersection, union, out=np.full_like(intersection, np.nan), where=union > 0)
 
 
@@ -101,14 +106,14 @@ def threshold_counts(
     Args:
         scores: Foreground probability of each pixel that counts, (N,) in [0, 1].
         truth: Whether it is foreground, (N,).
-        thresholds: Rising, (T,).
+        thresholds: (T,), rising.
 
     Returns:
         For each threshold t, how many pixels with score > t are truly foreground, and how many
         pixels have a score > t: two arrays (T,) int64.
 
     >>> right, predicted = threshold_counts(np.float32([0.5, 0.9]), np.array([False, True]))
-    >>> right[0].item(), predicted[0].item(), predicted[200].item()
+    >>> right[1].item(), predicted[1].item(), predicted[200].item()
     (1, 2, 1)
     """
     below = np.searchsorted(thresholds, scores.astype(np.float32, copy=False), side="left")
@@ -118,18 +123,26 @@ def threshold_counts(
     return above[1], above.sum(axis=0)
 
 
-def precision_recall(right: Counts, predicted: Counts, true: Counts) -> tuple[Floats, Floats]:
-    """Precision and recall; an empty prediction has precision 1, an empty truth recall 1.
+def precision_recall(
+    right: Counts, predicted: Counts, true: Counts, *, epsilon: float = 0.0
+) -> tuple[Floats, Floats]:
+    """Precision and recall.
+
+    Without `epsilon` an empty prediction has precision 1 and an empty truth recall 1; with it both
+    are 0.
 
     Args:
-        right: Pixels that are predicted and true, any shape.
-        predicted: Predicted pixels.
-        true: True pixels.
+        right: Number of pixels that are predicted and true, any shape.
+        predicted: Number of predicted pixels.
+        true: Number of true pixels.
+        epsilon: Added to the denominators.
 
     >>> [float(x) for x in precision_recall(np.int64(2), np.int64(4), np.int64(8))]
     [0.5, 0.25]
     """
     right, predicted, true = np.broadcast_arrays(right, predicted, true)
+    if epsilon:
+        return right / (predicted + epsilon), right / (true + epsilon)
     ones = np.ones(right.shape)
     precision = np.divide(right, predicted, out=ones.copy(), where=predicted > 0)
     recall = np.divide(right, true, out=ones.copy(), where=true > 0)
@@ -139,7 +152,7 @@ def precision_recall(right: Counts, predicted: Counts, true: Counts) -> tuple[Fl
 def f_beta(precision: Floats, recall: Floats, *, beta_squared: float = BETA_SQUARED) -> Floats:
     """The weighted harmonic mean of precision and recall; 0 where both are 0.
 
-    Source: Achanta et al. 2009, equation 6. Checked against sklearn.metrics.fbeta_score.
+    Source: Achanta et al. 2009, Eq. 6. Checked against sklearn.metrics.fbeta_score.
 
     >>> round(float(f_beta(np.float64(0.9), np.float64(0.6))), 3)
     0.807

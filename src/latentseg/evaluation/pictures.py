@@ -8,14 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from latentseg.datasets.real import RealDataset
-from latentseg.evaluation.protocols import (
-    ImageScore,
-    Result,
-    Scorer,
-    centre_square,
-    class_ids,
-    find_rules,
-)
+from latentseg.evaluation.measuring import Scorer, center_square, class_ids
+from latentseg.evaluation.protocols import find_rules
+from latentseg.evaluation.results import ImageScore, Result
 from latentseg.files import write_json
 from latentseg.generators.protocols import Latents
 from latentseg.images import (
@@ -158,7 +153,7 @@ def _panels(
     names = [pair.name for pair in dataset.pairs]
     _, image, truth = dataset[names.index(score.name)]
     if find_rules(result.protocol).crops and dataset.crops:
-        image, truth = centre_square(image), centre_square(truth)
+        image, truth = center_square(image), center_square(truth)
     scores = scorer.scores(image)
     ids = class_ids(scorer, dataset, find_rules(result.protocol))
     predicted = scores.argmax(axis=0).astype(np.uint8)

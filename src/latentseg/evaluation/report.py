@@ -1,7 +1,6 @@
 """The report of a run: one self-contained page, made from the run folder alone."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from markupsafe import Markup
 
 from latentseg.errors import InputError, LatentsegError
 from latentseg.evaluation.comparison import group_results, headline, ours_among_papers
-from latentseg.evaluation.figures import Line, Panel, bar_chart, histogram, line_chart
 from latentseg.evaluation.papers import DATASETS, PUBLISHED
-from latentseg.files import read_json, write_text
+from latentseg.figures import Line, Panel, bar_chart, histogram, line_chart
+from latentseg.files import read_bytes, read_json, write_text
 from latentseg.images import encode, read_image, resize
+from latentseg.plain_data import parse_json
 from latentseg.version import __version__
 
 PLAIN_BYTES = 60_000  # smaller pictures are embedded as they are
@@ -120,7 +120,7 @@ class _Parts:
 def _embedded(path: Path) -> str:
     image = read_image(path)
     if path.suffix == ".png" and path.stat().st_size <= PLAIN_BYTES:
-        return _data("image/png", path.read_bytes())
+        return _data("image/png", read_bytes(path))
     return _jpeg(image)
 
 
@@ -293,9 +293,9 @@ def _training_order(path: Path) -> tuple[bool, Path]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     found = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in read_bytes(path).decode(errors="replace").splitlines():
         try:
-            found.append(json.loads(line))
+            found.append(parse_json(line))
         except ValueError:  # the last line of a run that was killed
             continue
     return [report for report in found if isinstance(report, dict)]

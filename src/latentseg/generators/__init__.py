@@ -10,6 +10,7 @@ from latentseg.devices import pick_device
 from latentseg.errors import InputError
 from latentseg.files import read_json
 from latentseg.generators.banks import read_bank
+from latentseg.generators.packages import PACKAGES
 from latentseg.generators.protocols import (
     Generator,
     GeneratorInfo,
@@ -82,8 +83,9 @@ def load_generator(
     Args:
         name: A bundled generator ("pets64"); a folder written by `latentseg train-generator` or
             `latentseg convert`, or its weights file; the checkpoint of another project, with its
-            family ("stylegan2:ffhq.pkl") or without; or "module:callable", a function of your own
-            that builds an object of the `Generator` protocol.
+            family ("stylegan2:ffhq.pkl") or without, also in an archive or a wheel; the name of an
+            installed package with one ("random-face"); or "module:callable", a function of your
+            own that builds an object of the `Generator` protocol.
         device: "auto", "cpu", "cuda", ...
         classes: Class labels to draw, of a conditional generator; () for all.
         options: Of a checkpoint's family, as `latentseg convert` takes them: {"psi": 0.5}.
@@ -118,41 +120,38 @@ def load_generator(
 def _open(name: str, options: Mapping[str, Any], *, trust_code: bool) -> Generator:
     from latentseg.generators.external import build_external
     from latentseg.generators.folders import load_folder
-    from latentseg.generators.registry import families
+    from latentseg.generators.sources import is_source
 
     bundled = {generator.name: generator.folder for generator in list_generators()}
-    prefix, _, rest = name.partition(":")
-    if Path(name).exists():
-        return _open_path(Path(name), None, options, trust_code=trust_code)
-    if name in bundled:
+    if name in bundled and not Path(name).exists():
         return load_folder(bundled[name], options)
-    if rest and prefix in families():
-        return _open_path(Path(rest), prefix, options, trust_code=trust_code)
-    if rest:
+    if is_source(name):
+        return _open_source(name, options, trust_code=trust_code)
+    if ":" in name:
         return build_external(name)
-    near = difflib.get_close_matches(name, bundled, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, [*bundled, *PACKAGES], n=3, cutoff=0.4)
     hint = f" Perhaps {' or '.join(near)}?" if near else ""
     raise InputError(
         f"{name}: no such generator.{hint} Bundled: {', '.join(bundled) or 'none'}. The file of a "
-        "checkpoint, a folder of `latentseg train-generator` or `latentseg convert`, or "
-        "module:callable works too; see `latentseg generators`."
+        "checkpoint, an archive or a wheel with one, a folder of `latentseg train-generator` or "
+        f"`latentseg convert`, module:callable, or an installed package ({', '.join(PACKAGES)}) "
+        "works too; see `latentseg generators`."
     )
 
 
-def _open_path(
-    path: Path, family: str | None, options: Mapping[str, Any], *, trust_code: bool
-) -> Generator:
+def _open_source(name: str, options: Mapping[str, Any], *, trust_code: bool) -> Generator:
     from latentseg.generators.folders import FILES, load_file, load_folder
     from latentseg.generators.programs import PROGRAMS, load_program
-    from latentseg.generators.registry import import_checkpoint
-    from latentseg.weights.containers import open_checkpoint
+    from latentseg.generators.sources import open_source
 
+    path = Path(name)
     folder = path / "generator" if (path / "generator").is_dir() else path
-    if any((folder / name).is_file() for name in FILES):
+    if any((folder / file).is_file() for file in FILES):
         return load_folder(folder, options)
-    checkpoint = open_checkpoint(path)
+    source = open_source(name, options)
+    checkpoint = source.checkpoint
     if checkpoint.kind in PROGRAMS:
-        return load_program(checkpoint, options, trust_code=trust_code)
-    if "generator" in checkpoint.metadata and family is None:
-        return load_file(checkpoint, options)
-    return import_checkpoint(checkpoint, family, options)[0]
+        return load_program(checkpoint, source.options, trust_code=trust_code)
+    if "generator" in checkpoint.metadata and source.family is None:
+        return load_file(checkpoint, source.options)
+    return source.load()[0]

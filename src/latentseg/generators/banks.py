@@ -18,7 +18,7 @@ from latentseg.files import read_json, verify_manifest
 from latentseg.generators.arrays import read_array, read_arrays
 
 LATENTS, LABELS = "latents", "labels"  # names of the arrays in a file that has both
-INVERTED, INVERSIONS = "latents.npy", "inversions.json"  # of `latentseg.inversion.search.invert`
+INVERTED, INVERSIONS = "latents.npy", "inversions.json"  # of `latentseg.inversion.folder.invert`
 
 
 @dataclass(frozen=True)

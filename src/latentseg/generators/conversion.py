@@ -10,10 +10,11 @@ from latentseg.files import MANIFEST, locked, read_json, verify_manifest
 from latentseg.generators.family import Imported, Options, SavedGenerator
 from latentseg.generators.folders import NO_OPTIONS, save_generator
 from latentseg.generators.programs import PROGRAMS
-from latentseg.generators.registry import families, import_checkpoint
+from latentseg.generators.registry import families
+from latentseg.generators.sources import Source, open_source
 from latentseg.images import Pixels, contact_sheet, to_pixels, write_image
 from latentseg.progress import Progress, say
-from latentseg.weights.containers import Checkpoint, open_checkpoint
+from latentseg.weights.containers import Checkpoint
 
 SAMPLES = "samples.png"  # written first: its presence shows an interrupted conversion
 PREVIEW_ROWS, PREVIEW_COLUMNS = 2, 4
@@ -32,7 +33,8 @@ def convert(
     """Writes a checkpoint as a generator folder: safetensors, config.json, card, samples.
 
     Args:
-        source: "family:path", or the path of a checkpoint that says what it is.
+        source: "family:path", the path of a checkpoint, an archive or a wheel that says what it
+            is, or the name of an installed package, as `load_generator` takes them.
         out: Made if missing. If it holds the same conversion already, nothing is done.
         options: Of the family; `latentseg generators --family NAME` lists them.
         name: Of the generator; by default that of the file.
@@ -50,7 +52,8 @@ def convert(
         UnsafeFileError: it could only be opened by running code from it.
     """
     out = Path(out)
-    checkpoint, family = _opened(str(source))
+    opened = _opened(str(source), options)
+    checkpoint = opened.checkpoint
     asked = {
         "sha256": checkpoint.sha256,
         "file": checkpoint.path.name,
@@ -63,7 +66,7 @@ def convert(
         if _is_done(out, asked):
             say(f"{out}: converted before", quiet=quiet)
             return out
-        generator, imported = import_checkpoint(checkpoint, family, options)
+        generator, imported = opened.load()
         generator.info = replace(
             generator.info,
             name=name or generator.info.name,
@@ -82,10 +85,9 @@ def convert(
     return out
 
 
-def _opened(source: str) -> tuple[Checkpoint, str | None]:
-    prefix, _, rest = source.partition(":")
-    family = prefix if rest and prefix in families() and not Path(source).exists() else None
-    checkpoint = open_checkpoint(rest if family else source)
+def _opened(source: str, options: Options) -> Source:
+    opened = open_source(source, options)
+    checkpoint = opened.checkpoint
     if checkpoint.kind in PROGRAMS:
         raise InputError(
             f"{checkpoint.path}: a {checkpoint.kind} program, whose layers cannot be converted. "
@@ -93,7 +95,7 @@ def _opened(source: str) -> tuple[Checkpoint, str | None]:
         )
     if "generator" in checkpoint.metadata or (checkpoint.path / MANIFEST).is_file():
         raise InputError(f"{checkpoint.path}: is a generator of latentseg already.")
-    return checkpoint, family
+    return opened
 
 
 def _is_done(out: Path, asked: dict[str, object]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from latentseg.configs import from_json
+from latentseg.configs import check_choice, check_range, from_json
 from latentseg.errors import CorruptFileError, InputError, UnsafeFileError
 from latentseg.generators.protocols import Generator, GeneratorInfo
 from latentseg.weights.containers import Checkpoint
@@ -55,16 +55,9 @@ class Sampling:
     bank_noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.psi <= 1:
-            raise InputError(f"psi {self.psi}: expected a number above 0, at most 1.")
-        if self.cutoff is not None and self.cutoff < 0:
-            raise InputError(f"cutoff {self.cutoff}: expected 0 or more.")
-        if self.noise not in ("const", "random", "none"):
-            raise InputError(f"noise {self.noise!r}: expected const, random or none.")
-        if self.truncation is not None and not 0 < self.truncation <= 1:
-            raise InputError(f"truncation {self.truncation}: expected a number above 0, at most 1.")
-        if self.bank_noise < 0:
-            raise InputError(f"bank_noise {self.bank_noise}: expected 0 or more.")
+        check_range(self, ("psi", "truncation"), above=0, most=1)
+        check_range(self, ("cutoff", "bank_noise"), 0)
+        check_choice("noise", self.noise, ("const", "random", "none"))
 
     def to_json(self) -> dict[str, Any]:
         """The choices as JSON values."""

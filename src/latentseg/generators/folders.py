@@ -24,6 +24,7 @@ from latentseg.files import (
 from latentseg.generators.family import Imported, Options, Sampling, SavedGenerator
 from latentseg.generators.protocols import GeneratorInfo
 from latentseg.generators.registry import find_family
+from latentseg.plain_data import parse_json
 from latentseg.weights.containers import Checkpoint
 
 FORMAT = 2
@@ -97,7 +98,8 @@ def load_folder(folder: Path | str, options: Options = NO_OPTIONS) -> SavedGener
     verify_manifest(folder)
     config = read_json(folder / "config.json")
     weights = folder / "generator.safetensors"
-    return _build(config, weights, options, folder / "config.json")
+    where = folder / "config.json"
+    return _build(config, where, options, weights, read_safetensors(weights), sha256(weights))
 
 
 def load_file(checkpoint: Checkpoint, options: Options = NO_OPTIONS) -> SavedGenerator:
@@ -108,13 +110,22 @@ def load_file(checkpoint: Checkpoint, options: Options = NO_OPTIONS) -> SavedGen
         CorruptFileError: damaged.
     """
     try:
-        config = json.loads(checkpoint.metadata["generator"])
+        config = parse_json(checkpoint.metadata["generator"])
     except ValueError as error:
         raise CorruptFileError(f"{checkpoint.path}: its metadata is not JSON ({error}).") from error
-    return _build(config, checkpoint.path, options, checkpoint.path)
+    path = checkpoint.path
+    return _build(config, path, options, path, checkpoint.tree, checkpoint.sha256)
 
 
-def _build(config: Any, weights: Path, options: Options, where: Path) -> SavedGenerator:
+def _build(
+    config: Any,
+    where: Path,
+    options: Options,
+    file: Path,
+    weights: Mapping[str, Tensor],
+    digest: str,
+) -> SavedGenerator:
+    """The generator of a description, read from `where`, and of the tensors in `file`."""
     if not isinstance(config, dict):
         raise CorruptFileError(f"{where}: expected a JSON object.")
     config = _current(config, where)
@@ -127,7 +138,7 @@ def _build(config: Any, weights: Path, options: Options, where: Path) -> SavedGe
         EXTRA + name if name in FORMAT_1_EXTRAS else name: tensor.float()
         if tensor.is_floating_point()
         else tensor
-        for name, tensor in read_safetensors(weights).items()
+        for name, tensor in weights.items()
     }
     imported = Imported(
         config=from_json(family.config, config["network"], where),
@@ -147,10 +158,10 @@ def _build(config: Any, weights: Path, options: Options, where: Path) -> SavedGe
         space="",
         licence=config["licence"],
         source=config["source"],
-        sha256=sha256(weights),
+        sha256=digest,
         family=family.name,
     )
-    return family.generator(imported, info, weights)
+    return family.generator(imported, info, file)
 
 
 def _current(config: dict[str, Any], where: Path | str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from latentseg.weights.containers import Checkpoint
 
 # Each has its FAMILY.
 MODULES = (
-    "stylegan2_files", "stylegan3", "stylegan_xl", "stylegan1_files", "mobilestylegan", "biggan",
-    "bigbigan", "biggan_deep", "studiogan", "selfcond", "gan_stability", "r3gan", "dcgan",
+    "stylegan2_files", "stylegan3", "stylegan_xl", "stylegan1_files", "mobilestylegan_files",
+    "biggan", "bigbigan", "biggan_deep", "studiogan", "selfcond", "gan_stability", "r3gan", "dcgan",
     "progan", "diffusion", "autoencoder",
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ from latentseg.weights.containers import Weights, open_checkpoint
 from latentseg.weights.folding import stored
 
 COARSEST_PX = 8
+LEAST_LOSS = 1 / 255  # of a photo in one color: one level
 
 
 class Loss(Protocol):
@@ -34,12 +35,12 @@ class Loss(Protocol):
 
 
 class MultiScaleLoss:
-    """Mean absolute difference of colours and of gradients, over a pyramid; needs no weights."""
+    """The mean absolute difference of colors and of gradients over a pyramid; needs no weights."""
 
     name = "multi-scale"
 
     def describe(self, x: Tensor) -> list[Tensor]:
-        """The image, halved again and again, and its steps along each axis at every scale."""
+        """The images, halved again and again, with their differences along each axis."""
         described = []
         while True:
             described += [x, x.diff(dim=3), x.diff(dim=2)]
@@ -61,23 +62,22 @@ LPIPS_PX, LEAST_VGG_PX = 256, 16
 
 
 class PerceptualLoss:
-    """Distance of the activations of VGG16, each normalised over the channels; LPIPS.
+    """LPIPS: the distance between activations of VGG16, each normalized over its channels.
 
-    Larger images are reduced to at most 256 px by means of their pixels, as the official projectors
-    do.
+    Larger images are averaged down to at most 256 px a side, as the official projectors do.
 
     Args:
         files: State dicts of torchvision's VGG16 and of LPIPS' linear layers (`vgg.pth` of the
             package lpips), or one file with both. Without linear layers all channels count alike.
-            Nothing is downloaded, and nothing in them is run.
+            Nothing is downloaded, and no code in them is run.
         device: Where images are compared.
-        pixel_weight: Of the mean squared error beside it.
+        pixel_weight: Weight of the mean squared error that is added.
 
     Raises:
-        InputError: no such file, or a program instead of weights.
+        InputError: there is no such file, or it is a program instead of weights.
         CorruptFileError: weights are missing, damaged or of another shape.
 
-    Source: Zhang et al. 2018 (LPIPS), eq. 1; used by Karras et al. 2020, appendix D.
+    Source: Zhang et al. 2018 (LPIPS), Eq. 1; used by Karras et al. 2020, appendix D.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class PerceptualLoss:
             checkpoint = open_checkpoint(file)
             if checkpoint.kind not in ("torch", "safetensors"):
                 raise InputError(
-                    f"{file}: a {checkpoint.kind} file. Give the state dict of torchvision's VGG16 "
-                    "(vgg16-397923af.pth) and, better, that of LPIPS (vgg.pth)."
+                    f"{file}: this is a {checkpoint.kind} file. Give the state dict of "
+                    "torchvision's VGG16 (vgg16-397923af.pth) and, better, that of LPIPS (vgg.pth)."
                 )
             tensors |= checkpoint.weights()
         weights = Weights(tensors, ", ".join(str(file) for file in files))
@@ -122,7 +122,7 @@ class PerceptualLoss:
         return described
 
     def compare(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-        """(B,): squared differences, summed over channels and layers, mean over the pixels."""
+        """(B,): squared differences, averaged over pixels, summed over channels and layers."""
         levels = [(x - y).square().flatten(1).sum(dim=1) for x, y in zip(a, b, strict=True)]
         return torch.stack(levels).sum(dim=0)
 
@@ -155,10 +155,27 @@ def _lpips_linear(weights: Weights, device: torch.device) -> list[Tensor]:
 
 
 def reduced(x: Tensor, most: int) -> Tensor:
-    """Images (B, 3, H, W) with at most `most` pixels a side, by means of their pixels."""
+    """Images (B, 3, H, W) averaged down to at most `most` pixels a side."""
     factor = max(x.shape[2:]) / most
     if factor <= 1:
         return x
     return functional.interpolate(
         x, size=[max(round(side / factor), 1) for side in x.shape[2:]], mode="area"
     )
+
+
+def unexplained(images: Tensor, x: Tensor) -> Tensor:
+    """(B,): the multi-scale loss of `images` over that of an image in the photo's mean color.
+
+    0 for a perfect reconstruction; about 1 for one that shows no more of the photo than a plain
+    color does; more for one that is even farther from it.
+
+    Args:
+        images: Reconstructions (B, 3, H, W) in [-1, 1].
+        x: The photos, alike.
+    """
+    loss = MultiScaleLoss()
+    photo = loss.describe(x)
+    flat = loss.describe(x.mean(dim=(2, 3), keepdim=True).expand_as(x))
+    whole = loss.compare(flat, photo).clamp(min=LEAST_LOSS)
+    return loss.compare(loss.describe(images), photo) / whole

@@ -1,4 +1,4 @@
-"""The noise maps of generators with styles: what they are, and the same generator with others."""
+"""The noise maps of generators with styles, and the same generator with other maps."""
 
 import copy
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ COARSEST_NOISE_PX = 8
 
 
 def noise_correlation(maps: Tensor) -> Tensor:
-    """How much pixels of noise maps (B, H, W) tell of their neighbours, at every scale: (B,).
+    """(B,): how much the pixels of noise maps (B, H, W) say about their neighbors.
 
-    The sum of the squared mean products with the neighbour along each axis, of the map, and of
-    the map halved until a side has 8 px. 0 in expectation for white noise.
+    The squared mean product with the neighbor, summed over both axes and over the map and its
+    halved copies down to a side of 8 px. Its expectation for white noise is 0.
 
-    Source: Karras et al. 2020, eq. 5. As the official code, unlike the text, the halved maps are
+    Source: Karras et al. 2020, Eq. 5. As the official code, unlike the text, the halved maps are
     not scaled back to unit variance.
     """
     total = maps.new_zeros(len(maps))
@@ -34,7 +34,7 @@ def noise_correlation(maps: Tensor) -> Tensor:
         maps = functional.avg_pool2d(maps, 2)
 
 
-def normalised(maps: Tensor) -> Tensor:
+def normalized(maps: Tensor) -> Tensor:
     """Maps (..., H, W), each with mean 0 and mean square 1."""
     maps = maps - maps.mean(dim=(-2, -1), keepdim=True)
     return maps * maps.square().mean(dim=(-2, -1), keepdim=True).rsqrt()
@@ -52,11 +52,11 @@ def noise_maps(generator: Generator) -> Noise:
 
 
 def with_noise(generator: StyleGenerator, noise: Mapping[str, Tensor]) -> StyleGenerator:
-    """The same generator, which draws every image with these noise maps; weights are shared.
+    """The same generator with these noise maps for every image; the weights are shared.
 
     Args:
-        generator: It has noise maps.
-        noise: By name, in the shape of those of `noise_maps`; what is not given stays.
+        generator: One that has noise maps.
+        noise: Maps by name, in the shapes of those of `noise_maps`. Maps that are not given stay.
     """
     shared = {id(parameter): parameter for parameter in generator.network.parameters()}
     network = copy.deepcopy(generator.network, memo=dict(shared))
@@ -67,7 +67,7 @@ def with_noise(generator: StyleGenerator, noise: Mapping[str, Tensor]) -> StyleG
 
 
 def held(generator: Generator) -> Generator:
-    """The same generator; one that draws its noise at random takes the stored maps instead.
+    """The same generator; if it draws its noise at random, it now takes the stored maps.
 
     Otherwise no image could be drawn twice.
     """

@@ -1,78 +1,31 @@
 """Two labelers on the same samples: how far they agree, and a mask for which both vote.
 
-Methods that look at different things, how images brighten and how they change colour, seldom make
+Methods that look at different things, how images brighten and how they change color, seldom make
 the same mistake. Where their masks agree they can be trusted more, and where they do not the one
 that is surer of a pixel is more often right.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latentseg.configs import from_json
 from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import check_keys, read_json, verify_manifest, write_json, write_manifest
+from latentseg.files import read_json, verify_manifest
 from latentseg.generators.protocols import Generator, Latents
-from latentseg.labelers import load_labeler
-from latentseg.labelers.directions import DirectionsLabeler
-from latentseg.labelers.losses import grey
-from latentseg.labelers.naming import NAMES
-from latentseg.labelers.protocols import Labeler, Labelled
-from latentseg.labelers.quality import agreement
-from latentseg.labelers.refinement import area_share, first_refusal, large_components
+from latentseg.labelers.agreement_settings import AgreementConfig
+from latentseg.labelers.components import large_components
+from latentseg.labelers.descriptions import DESCRIPTION, FORMAT, write_labeler
+from latentseg.labelers.mask_measures import area_share, mask_iou
+from latentseg.labelers.protocols import HasVotes, Labeler, Labelled
+from latentseg.labelers.refinement import first_refusal
+from latentseg.labelers.registry import load_labeler
 
-FORMAT = 1
-PARTS = ("first", "second")  # the subfolders of the two labelers
-
-
-@runtime_checkable
-class HasVotes(Protocol):
-    """A labeler of one class that can say how sure it is of each pixel."""
-
-    def votes(self, latents: Latents) -> Tensor:
-        """(B, H, W) float32, positive for foreground; the size says how sure, in any unit."""
-        ...
-
-
-@dataclass(frozen=True)
-class AgreementConfig:
-    """How two labelers are combined.
-
-    Attributes:
-        min_agreement: Least IoU of their masks.
-        min_component: Of a voted mask, components stay whose area exceeds this share of the
-            largest one's.
-        min_area: Least share of the image that a voted mask must cover.
-        max_area: Largest share that it may cover.
-    """
-
-    min_agreement: float = 0.5
-    min_component: float = 0.2
-    min_area: float = 0.01
-    max_area: float = 0.6
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) <= 1:
-                raise InputError(f"{field.name} {getattr(self, field.name)}: expected 0 to 1.")
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any], where: Path | str) -> "AgreementConfig":
-        """Reads what `to_json` gave.
-
-        Raises:
-            InputError: a field is unknown, or a value is out of its range.
-        """
-        check_keys(values, {field.name for field in fields(AgreementConfig)}, where)
-        return AgreementConfig(**values)
+SUBFOLDERS = ("first", "second")  # of the two labelers
 
 
 DEFAULTS = AgreementConfig()
@@ -121,7 +74,7 @@ class AgreementLabeler:
     def label(self, latents: Latents) -> Labelled:
         """Draws the images of `latents` and labels them; foregrounds are compared, not classes."""
         own, other = self.first.label(latents), self.second.label(latents)
-        shared = agreement(own.masks.numpy() > 0, other.masks.numpy() > 0)
+        shared = mask_iou(own.masks.numpy() > 0, other.masks.numpy() > 0)
         is_refused = torch.from_numpy(shared < self.config.min_agreement) & (own.rejected_by == 0)
         return Labelled(
             images=own.images,
@@ -170,13 +123,14 @@ class VotingLabeler:
     ) -> None:
         _check_generators(first, second)
         for labeler in (first, second):
-            if len(labeler.classes) > 1 or not isinstance(labeler, HasVotes | DirectionsLabeler):
+            if len(labeler.classes) > 1 or not isinstance(labeler, HasVotes):
                 raise InputError(
                     f"labeler {labeler.info['method']!r} with classes "
                     f"{', '.join(labeler.classes)}: voting takes labelers of one class that are "
                     "sure of pixels more or less: directions, or style-mixing with k 2."
                 )
         self.first, self.second, self.config = first, second, config
+        self.voters = [each for each in (first, second) if isinstance(each, HasVotes)]
 
     @property
     def generator(self) -> Generator:
@@ -197,9 +151,9 @@ class VotingLabeler:
     def label(self, latents: Latents) -> Labelled:
         """Draws the images of `latents` and labels them."""
         x = self.generator(latents)
-        votes = [_scaled(_votes(labeler, latents, x)) for labeler in (self.first, self.second)]
+        votes = [_scaled(labeler.votes(latents, x).to(x.device)) for labeler in self.voters]
         alone = [(vote > 0).cpu().numpy() for vote in votes]
-        shared = agreement(*alone)
+        shared = mask_iou(*alone)
         masks = large_components((votes[0] + votes[1] > 0).cpu().numpy(), self.config.min_component)
         area = area_share(masks)
         passed = np.stack(
@@ -232,20 +186,6 @@ class VotingLabeler:
         return VotingLabeler(first, second, config=config)
 
 
-def directions_votes(labeler: DirectionsLabeler, latents: Latents, x: Tensor) -> Tensor:
-    """By how much the light image is lighter than the dark one, (B, H, W); `x` are the images."""
-    shifted = labeler.shifted(latents)
-    return grey(shifted.get("light", x)) - grey(shifted.get("dark", x))
-
-
-def _votes(labeler: Labeler, latents: Latents, x: Tensor) -> Tensor:
-    if isinstance(labeler, DirectionsLabeler):
-        return directions_votes(labeler, latents, x)
-    if isinstance(labeler, HasVotes):
-        return labeler.votes(latents).to(x.device)
-    raise TypeError(f"{type(labeler).__name__} cannot vote.")
-
-
 def _scaled(votes: Tensor) -> Tensor:
     return votes / votes.abs().mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
@@ -264,25 +204,22 @@ def _info(method: str, first: Labeler, second: Labeler, config: AgreementConfig)
         "generator": first.generator.info.to_json(),
         "first": first.info,
         "second": second.info,
-        "options": config.to_json(),
+        "options": asdict(config),
     }
 
 
 def _save(labeler: AgreementLabeler | VotingLabeler, folder: Path | str) -> None:
-    folder = Path(folder)
-    for name, part in zip(PARTS, (labeler.first, labeler.second), strict=True):
-        part.save(folder / name)
-    description = {"method": labeler.method, "options": labeler.config.to_json()}
-    write_json(folder / "labeler.json", {"format": FORMAT, **description})
-    write_manifest(folder, keep=lambda path: path.name != NAMES)
+    for name, part in zip(SUBFOLDERS, (labeler.first, labeler.second), strict=True):
+        part.save(Path(folder) / name)
+    write_labeler(folder, {"method": labeler.method, "options": asdict(labeler.config)})
 
 
 def _load(folder: Path | str, generator: Generator) -> tuple[Labeler, Labeler, AgreementConfig]:
     folder = Path(folder)
     verify_manifest(folder)
-    path = folder / "labeler.json"
+    path = folder / DESCRIPTION
     description = read_json(path)
     if description.get("format") != FORMAT or "options" not in description:
         raise CorruptFileError(f"{path}: expected format {FORMAT} with options.")
-    first, second = (load_labeler(folder / name, generator) for name in PARTS)
-    return first, second, AgreementConfig.from_json(description["options"], path)
+    first, second = (load_labeler(folder / name, generator) for name in SUBFOLDERS)
+    return first, second, from_json(AgreementConfig, description["options"], path)

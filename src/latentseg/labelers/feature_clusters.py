@@ -4,8 +4,8 @@ The features of one layer of a generator, over many images, fall into a few clus
 same in every image. Nothing is trained, and nothing is painted; a person may name the clusters.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,86 +14,33 @@ import torch
 from torch import Tensor
 
 from latentseg.errors import InputError
-from latentseg.files import (
-    MANIFEST,
-    check_keys,
-    claim,
-    locked,
-    read_safetensors,
-    write_json,
-    write_manifest,
-    write_safetensors,
-)
 from latentseg.generators.protocols import Generator, Latents
-from latentseg.images import Pixels, class_colours, overlay, to_pixels, write_image
+from latentseg.images import Pixels, class_colours, overlay, to_pixels
 from latentseg.images import contact_sheet as compose
-from latentseg.labelers.clustering import GIB, cluster, nearest
-from latentseg.labelers.descriptions import DESCRIPTION, read_description
+from latentseg.labelers.clustering import cluster, nearest
+from latentseg.labelers.descriptions import read_labeler, write_labeler
+from latentseg.labelers.feature_clusters_settings import KIND, SETTINGS, FeatureClustersConfig
 from latentseg.labelers.features import Hypercolumns, check_features
-from latentseg.labelers.foreground import background_classes, places
-from latentseg.labelers.losses import paper_prior
-from latentseg.labelers.naming import BACKGROUND, ClassNames
-from latentseg.labelers.overview import sample_counts
+from latentseg.labelers.fitting import fit_labeler
+from latentseg.labelers.kinds import Fitted
+from latentseg.labelers.mask_measures import area_share
+from latentseg.labelers.naming import (
+    NAMES,
+    ClassNames,
+    default_names,
+    read_names,
+    write_class_page,
+)
+from latentseg.labelers.overview import LEAST_CELL_PX, sample_counts
 from latentseg.labelers.protocols import Labelled
-from latentseg.labelers.refinement import area_share
 from latentseg.seeds import derive_seeds, random_generator
 
-FORMAT = 1
-CENTRES = "centres.safetensors"
+TENSORS = "centres.safetensors"
 FILTERS = ("area", "confidence")
 FITTED, OWN, STARTS, POINTS = 1, 2, 3, 4  # keys that keep random numbers of one seed apart
 POOLED_POINTS = 65_536  # pixels that are clustered
-REPORTED, SHOWN, LEAST_CELL_PX = 64, 12, 96
+REPORTED, SHOWN = 64, 12
 FINEST = 4  # of the layers that are not chosen by hand: a pixel is at least so many image pixels
-
-
-@dataclass(frozen=True)
-class FeatureClustersConfig:
-    """How features are clustered.
-
-    Attributes:
-        k: Clusters; the paper takes 9 to 25.
-        layer: The map whose features are clustered; None: the finest one with at most a quarter of
-            the image's height (the paper takes layer 7 of StyleGAN2, 64 px of 1024).
-        n_images: Images whose pixels are clustered together.
-        restarts: Starts of the clustering.
-        normalise: Whether channels are brought to mean 0 and deviation 1; the paper does not.
-        min_area: Least share of the image that the foreground must cover.
-        max_area: Largest share that it may cover.
-        min_confidence: Least confidence.
-        memory: Bytes that may be used beside the generator's.
-    """
-
-    k: int = 9
-    layer: int | None = None
-    n_images: int = 50
-    restarts: int = 10
-    normalise: bool = False
-    min_area: float = 0.01
-    max_area: float = 1.0
-    min_confidence: float = 0.0
-    memory: int = GIB
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.k <= 254:
-            raise InputError(f"k {self.k}: expected 2 to 254.")
-        for name in ("n_images", "restarts", "memory"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)}: must be at least 1.")
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any], where: Path | str) -> "FeatureClustersConfig":
-        """Reads what `to_json` gave.
-
-        Raises:
-            InputError: a field is unknown, or a value is out of its range.
-        """
-        check_keys(values, {field.name for field in fields(FeatureClustersConfig)}, where)
-        return FeatureClustersConfig(**values)
 
 
 class FeatureClustersLabeler:
@@ -101,11 +48,11 @@ class FeatureClustersLabeler:
 
     Args:
         generator: It has features.
-        centres: (k, C) of the clusters, in normalised features.
-        mean, deviation: (C,), by which features are normalised.
+        centers: (k, C) of the clusters, in normalized features.
+        mean, std: (C,), by which features are normalized.
         config: Its `layer` must be a number.
         names: Of the k clusters.
-        seed: Of images and starts, for the record.
+        seed: That of images and starts, for the record.
 
     Raises:
         InputError: the generator has no features, or no such layer.
@@ -119,18 +66,18 @@ class FeatureClustersLabeler:
     def __init__(
         self,
         generator: Generator,
-        centres: Tensor,
+        centers: Tensor,
         mean: Tensor,
-        deviation: Tensor,
+        std: Tensor,
         *,
         config: FeatureClustersConfig,
         names: ClassNames,
         seed: int,
     ) -> None:
         if config.layer is None:
-            raise InputError("layer: must be a number for a labeler.")
+            raise InputError("`layer`: expected a number, as the labeler reads that map.")
         self.generator, self.config, self.names, self.seed = generator, config, names, seed
-        self.centres, self.mean, self.deviation = centres, mean, deviation
+        self.centers, self.mean, self.std = centers, mean, std
         self.columns = Hypercolumns(generator, layers=(config.layer,), memory=config.memory)
 
     @property
@@ -142,10 +89,10 @@ class FeatureClustersLabeler:
     def info(self) -> dict[str, Any]:
         """What it is and how it was made, as JSON values."""
         return {
-            "method": "feature-clusters",
+            "method": KIND.name,
             "generator": self.generator.info.to_json(),
             "seed": self.seed,
-            "options": self.config.to_json(),
+            "options": asdict(self.config),
             "classes": list(self.names.given),
         }
 
@@ -153,9 +100,9 @@ class FeatureClustersLabeler:
         """The same clusters under other names; equal names are one class."""
         return FeatureClustersLabeler(
             self.generator,
-            self.centres,
+            self.centers,
             self.mean,
-            self.deviation,
+            self.std,
             config=self.config,
             names=names,
             seed=self.seed,
@@ -173,9 +120,9 @@ class FeatureClustersLabeler:
         for start in range(0, len(latents), at_once):
             maps = self.columns.maps(latents[start : start + at_once])
             points = self.columns.rows_of(maps, 0, height).flatten(2).mT
-            points = (points - self.mean.to(points)) / self.deviation.to(points)
-            centres = self.centres.to(points).expand(len(points), -1, -1)
-            labels, margins = nearest(points, centres)
+            points = (points - self.mean.to(points)) / self.std.to(points)
+            centers = self.centers.to(points).expand(len(points), -1, -1)
+            labels, margins = nearest(points, centers)
             found.append((labels.unflatten(1, (height, width)).cpu(), margins.mean(dim=1).cpu()))
         labels, margins = zip(*found, strict=True)
         return torch.cat(labels), torch.cat(margins)
@@ -201,91 +148,91 @@ class FeatureClustersLabeler:
         return self.generator.sample(seeds)
 
     def save(self, folder: Path | str) -> None:
-        """Writes centres.safetensors, labeler.json and, last, the manifest of `folder`."""
-        folder = Path(folder)
-        tensors = {"centres": self.centres, "mean": self.mean, "deviation": self.deviation}
-        write_safetensors(folder / CENTRES, tensors)
-        write_json(folder / "labeler.json", {"format": FORMAT, **self.info})
-        write_manifest(folder)
+        """Writes centres.safetensors, classes.json, labeler.json and, last, the manifest.
+
+        classes.json is not in the manifest: it may be changed.
+        """
+        self.names.write(folder)
+        tensors = {"centres": self.centers, "mean": self.mean, "deviation": self.std}
+        write_labeler(folder, self.info, {TENSORS: tensors})
 
     @staticmethod
     def load(folder: Path | str, generator: Generator) -> "FeatureClustersLabeler":
-        """Reads a labeler that `save` wrote.
+        """Reads a labeler that `save` wrote, with the names that classes.json has now.
 
         Raises:
-            InputError: the folder is not finished, or belongs to another generator.
+            InputError: the folder is not finished, or belongs to another generator; classes.json
+                does not say what each class is.
             CorruptFileError: a file is damaged.
         """
-        folder = Path(folder)
-        description = read_description(folder, generator, format=FORMAT)
-        tensors = read_safetensors(folder / CENTRES)
+        saved = read_labeler(KIND, folder, generator)
+        config: FeatureClustersConfig = saved.config
+        tensors = saved.tensors(TENSORS)
+        is_named = (
+            saved.folder / NAMES
+        ).is_file()  # earlier versions had the names in labeler.json
         return FeatureClustersLabeler(
             generator,
             tensors["centres"],
             tensors["mean"],
             tensors["deviation"],
-            config=FeatureClustersConfig.from_json(description["options"], folder / DESCRIPTION),
-            names=ClassNames(tuple(description["classes"])),
-            seed=description["seed"],
+            config=config,
+            names=read_names(folder, n=config.k)
+            if is_named
+            else ClassNames(tuple(saved["classes"])),
+            seed=saved.seed,
         )
 
 
 def fit_feature_clusters(
     generator: Generator,
     *,
-    config: FeatureClustersConfig | None = None,
+    config: FeatureClustersConfig = SETTINGS["ours"],
     seed: int = 0,
     out: Path | str | None = None,
+    quiet: bool = False,
 ) -> FeatureClustersLabeler:
     """Clusters the features of many images; takes seconds, and no label.
 
     Clusters that lie at the border of the images are called background, the others "part-1", ...
 
     Args:
-        generator: It has features.
-        config: How; None: the defaults.
-        seed: Of images and starts.
-        out: Where labeler, quality.json and contact_sheet.png are written. If it holds the
-            finished labeler already, that one is returned.
+        generator: Must have features.
+        config: How to cluster and to label.
+        seed: Seeds all random numbers.
+        out: Where labeler, quality.json, contact_sheet.png and classes.html are written. If it
+            holds the finished labeler already, that one is returned.
+        quiet: Print no progress.
 
     Raises:
         InputError: the generator has no features, there is no such layer, or `out` holds other
             work.
     """
-    config = config or FeatureClustersConfig()
-    check_features(generator, "feature-clusters")
-    if out is None:
-        return _fit(generator, config, seed)
-    out = Path(out)
-    asked = {
-        "method": "feature-clusters",
-        "generator": generator.info.to_json(),
-        "seed": seed,
-        "options": config.to_json(),
-    }
-    with locked(out):
-        claim(out, asked)
-        if not (out / MANIFEST).is_file():
-            labeler = _fit(generator, config, seed)
-            write_json(out / "quality.json", quality_report(labeler))
-            write_image(out / "contact_sheet.png", contact_sheet(labeler))
-            labeler.save(out)
-    return FeatureClustersLabeler.load(out, generator)
+    return fit_labeler(KIND, generator, config=config, seed=seed, out=out, quiet=quiet)
 
 
 @torch.no_grad()
-def _fit(generator: Generator, config: FeatureClustersConfig, seed: int) -> FeatureClustersLabeler:
+def fit(
+    generator: Generator,
+    *,
+    config: FeatureClustersConfig,
+    seed: int,
+    folder: Path | None,
+    quiet: bool,
+) -> Fitted[FeatureClustersLabeler]:
+    """The labeler with its clusters and their names; see `LabelerKind.fit`."""
+    del folder, quiet  # it takes seconds, and nothing of it is worth keeping
     seeds = derive_seeds(seed, FITTED, np.arange(config.n_images)).to(generator.device)
     latents = generator.sample(seeds)
     layer = _choose_layer(generator, latents) if config.layer is None else config.layer
-    config = FeatureClustersConfig(**{**config.to_json(), "layer": layer})
+    config = replace(config, layer=layer)
     columns = Hypercolumns(generator, layers=(layer,), memory=config.memory)
     points = _points(columns, latents, seed)
-    mean, deviation = torch.zeros_like(points[0]), torch.ones_like(points[0])
-    if config.normalise:
-        mean, deviation = points.mean(dim=0), points.std(dim=0).clamp(min=1e-6)
+    mean, std = torch.zeros_like(points[0]), torch.ones_like(points[0])
+    if config.normalize:
+        mean, std = points.mean(dim=0), points.std(dim=0).clamp(min=1e-6)
     found = cluster(
-        ((points - mean) / deviation)[None],
+        ((points - mean) / std)[None],
         config.k,
         seeds=derive_seeds(seed, STARTS)[None],
         restarts=config.restarts,
@@ -293,14 +240,20 @@ def _fit(generator: Generator, config: FeatureClustersConfig, seed: int) -> Feat
     )
     draft = FeatureClustersLabeler(
         generator,
-        found.centres[0].cpu(),
+        found.centers[0].cpu(),
         mean.cpu(),
-        deviation.cpu(),
+        std.cpu(),
         config=config,
         names=ClassNames(tuple(f"part-{i}" for i in range(1, config.k + 1))),
         seed=seed,
     )
-    return draft.with_names(_default_names(draft.segments(latents)[0], config.k))
+    labeler = draft.with_names(default_names(draft.segments(latents)[0], config.k))
+    return Fitted(
+        labeler,
+        quality=partial(quality_report, labeler),
+        sheet=partial(contact_sheet, labeler),
+        finish=partial(_write_page, labeler),
+    )
 
 
 def _choose_layer(generator: Generator, latents: Latents) -> int:
@@ -320,19 +273,6 @@ def _points(columns: Hypercolumns, latents: Latents, seed: int) -> Tensor:
         where = torch.stack([order // width, order % width], dim=1)
         found.append(columns.pixels(latents[i : i + 1], where[None])[0])
     return torch.cat(found)
-
-
-def _default_names(segments: Tensor, k: int) -> ClassNames:
-    """Names of k clusters: "background" for those at the border, "part-1" ... for the rest."""
-    prior = float(paper_prior((segments.shape[1], segments.shape[2])).mean())
-    is_background = background_classes(places(segments, k), prior).tolist()
-    numbers = np.cumsum(~np.array(is_background))
-    return ClassNames(
-        tuple(
-            BACKGROUND if behind else f"part-{number}"
-            for behind, number in zip(is_background, numbers, strict=True)
-        )
-    )
 
 
 def quality_report(labeler: FeatureClustersLabeler, *, n: int = REPORTED) -> dict[str, Any]:
@@ -365,3 +305,12 @@ def contact_sheet(labeler: FeatureClustersLabeler, *, n: int = SHOWN) -> Pixels:
     scale = max(1, round(LEAST_CELL_PX / max(height, width)))
     titles = ["image", "clusters", "mask"]
     return compose(rows, titles=titles, cell=(height * scale, width * scale))
+
+
+def _write_page(labeler: FeatureClustersLabeler, folder: Path) -> None:
+    """Writes the page on which a person names the clusters."""
+    latents = labeler.own_latents(SHOWN)
+    images = to_pixels(labeler.generator(latents))
+    segments = labeler.segments(latents)[0].numpy() + 1
+    title = labeler.generator.info.name
+    write_class_page(folder, images, segments, labeler.names, title=title)

@@ -1,4 +1,4 @@
-"""Hypercolumns (Tritrong 2021): the features of all layers per pixel, never held as a whole.
+"""Hypercolumns (Tritrong et al. 2021): the features of all layers per pixel, never held as a whole.
 
 Resizing mixes positions and treats channels alike; a 1x1 convolution mixes channels and treats
 positions alike. So every layer can be projected at its own resolution, then resized and added. A
@@ -8,14 +8,14 @@ resize is linear too: the strips of a map can be added one by one, as a generato
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from latentseg.configs import check_choice
 from latentseg.errors import InputError
-from latentseg.generators.abilities import abilities
 from latentseg.generators.feature_strips import whole_maps
 from latentseg.generators.protocols import (
     Generator,
@@ -24,12 +24,12 @@ from latentseg.generators.protocols import (
     Latents,
     Strip,
 )
-from latentseg.labelers import labelers_for
+from latentseg.labelers.few_shot_settings import Resize
+from latentseg.labelers.memory import GIB
+from latentseg.labelers.needs import check_ability
 
-Resize = Literal["bilinear", "aligned", "bicubic", "nearest"]
 Size = tuple[int, int]
 
-GIB = 2**30
 COPIES = 4  # of a block that are held at once while it is made: parts of it, and what convolves it
 SMALLEST_SCALE = 1e-6  # standard deviations below it are those of a constant channel
 
@@ -44,14 +44,28 @@ def check_features(generator: Generator, method: str) -> FeatureGenerator:
     Raises:
         InputError: it has none; names the labelers that it can serve.
     """
-    if isinstance(generator, HasFeatures):
-        return generator  # pyright: ignore[reportReturnType]
-    served = ", ".join(labelers_for(abilities(generator)))
-    raise InputError(
-        f"generator {generator.info.name!r}: its activation maps cannot be read "
-        f"(`feature_channels` and `features` of the protocol HasFeatures), which {method} needs. "
-        f"It can serve: {served}."
-    )
+    check_ability(generator, "features", method)
+    return generator  # pyright: ignore[reportReturnType]
+
+
+def hypercolumn(features: Sequence[Tensor], size: Size) -> Tensor:
+    """The activations of all layers, each brought to one size, as channels of every pixel.
+
+    This is the definition in plain words; `Hypercolumns` computes the same without ever holding it.
+
+    Args:
+        features: The map of each layer, (B, C_l, H_l, W_l).
+        size: (height, width).
+
+    Returns:
+        (B, the sum of the C_l, *size).
+
+    Source: Tritrong et al. 2021, section 3.
+    """
+    larger = [each.shape[2:].numel() > size[0] * size[1] for each in features]
+    modes = ["area" if is_larger else "bilinear" for is_larger in larger]
+    pairs = zip(features, modes, strict=True)
+    return torch.cat([functional.interpolate(x, size=size, mode=mode) for x, mode in pairs], dim=1)
 
 
 @dataclass(frozen=True)
@@ -176,7 +190,7 @@ class Hypercolumns:
     Raises:
         InputError: the generator has no features, no such layer, or the resize is unknown.
 
-    Source: Tritrong 2021, section 3; the order of work is ours.
+    Source: Tritrong et al. 2021, section 3; the order of work is ours.
     """
 
     def __init__(
@@ -194,11 +208,10 @@ class Hypercolumns:
         wrong = [layer for layer in self.layers if not 0 <= layer < len(announced)]
         if wrong or not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise InputError(
-                f"layers {self.layers}: generator {generator.info.name!r} has {len(announced)} "
-                f"maps; expected some of 0 to {len(announced) - 1}, rising."
+                f"`layers`: expected some of 0 to {len(announced) - 1}, rising, as generator "
+                f"{generator.info.name!r} has {len(announced)} maps; found {self.layers}."
             )
-        if resize not in get_args(Resize):
-            raise InputError(f"resize {resize!r}: expected one of {', '.join(get_args(Resize))}.")
+        check_choice("resize", resize, get_args(Resize))
         self.size = size or generator.info.size
         self.resize: Resize = resize
         self.memory = memory
@@ -378,7 +391,7 @@ def _size(maps: Tensor) -> Size:
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and standard deviation of each channel, (C,) each, by which features are normalised."""
+    """Mean and standard deviation of each channel, (C,) each, by which features are normalized."""
 
     mean: Tensor
     deviation: Tensor
@@ -391,6 +404,6 @@ class Scale:
         return Scale(pixels.mean(dim=0), deviation)
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight (O, C) and bias (O,) that do to features what the given ones do to normalised."""
+        """Weight (O, C) and bias (O,) that do to features what the given ones do to normalized."""
         folded = weight / self.deviation
         return folded, bias - folded @ self.mean

@@ -6,15 +6,13 @@ leave its border to the background.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from latentseg.errors import InputError
+from latentseg.configs import check_choice
 from latentseg.labelers.losses import paper_prior
-
-Rule = Literal["border", "centre", "area", "vote"]
+from latentseg.labelers.style_mixing_settings import Rule
 
 TIE = 1e-6  # weight of the prior r where the rule itself does not decide
 
@@ -26,10 +24,10 @@ class Places:
     Attributes:
         area: Share of the image that a segment covers.
         border: Share of the image's border pixels that it covers.
-        prior: Mean of the radial prior r over the segment: 1 at the centre, -1 at the corners.
+        prior: Mean of the radial prior r over the segment: 1 at the center, -1 at the corners.
         y: Mean height of its pixels, -1 (top) to 1.
         x: Mean of their places from left, -1, to right, 1.
-        spread: Root mean square distance of its pixels from their mean place.
+        std: Root mean square distance of its pixels from their mean place.
     """
 
     area: Tensor
@@ -37,7 +35,7 @@ class Places:
     prior: Tensor
     y: Tensor
     x: Tensor
-    spread: Tensor
+    std: Tensor
 
 
 def places(labels: Tensor, k: int) -> Places:
@@ -62,7 +60,7 @@ def places(labels: Tensor, k: int) -> Places:
         prior=sums[..., 2] / count,
         y=mean_y,
         x=mean_x,
-        spread=variance.clamp(min=0).sqrt(),
+        std=variance.clamp(min=0).sqrt(),
     )
 
 
@@ -70,7 +68,7 @@ def _border(found: Places) -> Tensor:
     return TIE * found.prior - found.border
 
 
-def _centre(found: Places) -> Tensor:
+def _center(found: Places) -> Tensor:
     return found.prior
 
 
@@ -85,7 +83,7 @@ def _connectivity(found: Places) -> Tensor:
 
 def _vote(found: Places) -> Tensor:
     votes = torch.zeros_like(found.area)
-    for score in (_centre, _area, _connectivity):
+    for score in (_center, _area, _connectivity):
         value = score(found)
         votes += (value == value.amax(dim=1, keepdim=True)).to(votes)
     return votes + TIE * found.prior
@@ -93,8 +91,7 @@ def _vote(found: Places) -> Tensor:
 
 RULES: dict[Rule, Callable[[Places], Tensor]] = {
     "border": _border,
-    "centre": _centre,
-    "area": _area,
+    "center": _center,
     "vote": _vote,
 }
 
@@ -106,16 +103,16 @@ def foreground_segment(labels: Tensor, k: int, *, rule: Rule = "border") -> Tens
         labels: Segment of each pixel, (B, H, W) int64 in [0, k).
         k: Number of segments; empty ones are never chosen.
         rule: "border": covers the smallest share of the border, of equals the one with the larger
-            mean prior r; "centre": the largest mean prior r; "area": the smallest; "vote": most
-            votes of centre, area and boundary connectivity.
+            mean prior r; "center": the largest mean prior r; "vote": most votes of center, smallest
+            area and boundary connectivity.
 
     Raises:
         InputError: no such rule.
 
-    Source: ours. The prior r is Melas-Kyriazi 2021's; boundary connectivity is Zhu et al. 2014's.
+    Source: ours. The prior r is that of Melas-Kyriazi et al. 2021; boundary connectivity that
+    of Zhu et al. 2014.
     """
-    if rule not in RULES:
-        raise InputError(f"foreground {rule!r}: expected one of {', '.join(get_args(Rule))}.")
+    check_choice("foreground", rule, tuple(RULES))
     found = places(labels, k)
     return RULES[rule](found).masked_fill(found.area == 0, -torch.inf).argmax(dim=1)
 

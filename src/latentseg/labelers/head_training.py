@@ -1,134 +1,29 @@
 """Trains heads on the hypercolumns of a few painted images; exactly resumable."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latentseg.errors import DivergedError, InputError
-from latentseg.files import check_keys
+from latentseg.errors import DivergedError
 from latentseg.generators.protocols import Latents
 from latentseg.images import IGNORE
 from latentseg.interrupts import HeldInterrupt
 from latentseg.labelers.features import Hypercolumns, Scale
+from latentseg.labelers.few_shot_settings import OURS, HeadTrainConfig
 from latentseg.labelers.heads import Head, build_heads
 from latentseg.progress import Progress
 from latentseg.seeds import random_generator
 from latentseg.training_states import Checkpoints
-
-Schedule = Literal["step", "cosine"]
-ClassWeights = Literal["none", "balanced"]
 
 ORDER, CROP, SCALE = 1, 2, 3  # keys that keep random numbers of one seed apart
 FIRST_EPOCHS = 3  # DatasetGAN: before that many, no member stops early
 SCALE_PIXELS = 4096  # of each painted image, that give the normalisation
 HEAVIEST = 10.0  # most that a rare class may weigh
 TRAINED_COPIES = 3  # of every activation: itself, what is stored for its gradient, and that
-
-
-@dataclass(frozen=True)
-class HeadTrainConfig:
-    """How a head is trained.
-
-    Attributes:
-        steps: Of every member; None: `epochs` of them.
-        epochs: How often every painted image (every painted pixel, for pixel-wise heads) is seen.
-        pixels: Of a batch, for pixel-wise heads; others see one image at a time.
-        lr: Learning rate of Adam.
-        weight_decay: Added to the gradient, as Adam does it.
-        schedule: "cosine" to 0, or "step": the rate is multiplied by `decay` every `decay_every`
-            epochs.
-        decay: See `schedule`.
-        decay_every: See `schedule`.
-        patience: A member stops after so many steps without a new least loss, past its third
-            epoch; 0: never.
-        normalise: Whether features are brought to mean 0 and deviation 1 per channel, measured on
-            the painted images.
-        flip: Whether half of the steps see maps and mask in a mirror. The features of a mirrored
-            image are not its mirrored features, so this shows the head what no generator makes;
-            pixel-wise heads do not notice it.
-        class_weights: "none", or "balanced": each class counts by the inverse of its share of the
-            painted pixels, at most 10 times the mean.
-        checkpoint_every: Steps between two states on disk.
-    """
-
-    steps: int | None = 200
-    epochs: int = 1
-    pixels: int = 1024
-    lr: float = 3e-3
-    weight_decay: float = 1e-2
-    schedule: Schedule = "cosine"
-    decay: float = 0.9
-    decay_every: int = 50
-    patience: int = 0
-    normalise: bool = True
-    flip: bool = False
-    class_weights: ClassWeights = "none"
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("schedule", Schedule), ("class_weights", ClassWeights)):
-            if getattr(self, name) not in get_args(allowed):
-                raise InputError(
-                    f"{name} {getattr(self, name)!r}: expected one of "
-                    f"{', '.join(get_args(allowed))}."
-                )
-        for name in ("steps", "epochs", "pixels", "lr", "decay_every", "checkpoint_every"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"{name} {value}: must be greater than 0.")
-        if self.pixels < 2:
-            raise InputError(f"pixels {self.pixels}: batch normalisation needs at least 2.")
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(values: Mapping[str, Any], where: Path | str) -> "HeadTrainConfig":
-        """Reads what `to_json` gave.
-
-        Raises:
-            InputError: a field is unknown, or a value is out of its range.
-        """
-        check_keys(values, {field.name for field in fields(HeadTrainConfig)}, where)
-        return HeadTrainConfig(**values)
-
-
-# Chosen on pets64, one and five images painted by a segmenter: 200 units or dropout did not help;
-# less weight decay, or half of the steps and pixels, was slightly worse.
-OURS = HeadTrainConfig()
-# Official code of Tritrong 2021: 1000 epochs of one image a step, x0.9 every 50.
-OFFICIAL = HeadTrainConfig(
-    steps=None, epochs=1000, lr=1e-3, weight_decay=1e-3, schedule="step", normalise=False
-)
-# The public re-implementation: 100 epochs, x0.1 every 50.
-BRYANDLEE = HeadTrainConfig(
-    steps=None,
-    epochs=100,
-    lr=1e-3,
-    weight_decay=1e-3,
-    schedule="step",
-    decay=0.1,
-    normalise=False,
-)
-DATASETGAN = HeadTrainConfig(
-    steps=None,
-    epochs=100,
-    pixels=64,
-    lr=1e-3,
-    weight_decay=0.0,
-    schedule="step",
-    decay=1.0,
-    patience=50,
-    normalise=False,
-)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor, weights: Tensor | None) -> Tensor:
@@ -208,7 +103,7 @@ class PaintedFeatures:
 
 
 class HeadTraining:
-    """Heads on their way: an ensemble, the optimiser, and how many steps were done.
+    """Heads on their way: an ensemble, the optimizer, and how many steps were done.
 
     Step s of member m depends only on (seed, m, s).
 
@@ -239,10 +134,10 @@ class HeadTraining:
         self.weights = None
         if config.class_weights == "balanced":
             self.weights = balance(painted.masks, n_classes).to(device)
-        if config.normalise:
+        if config.normalize:
             scale = painted.scale(seed)
             for member in self.heads.heads:
-                member.normalise_by(scale)
+                member.normalize_by(scale)
         self.pixels = painted.pixels(seed) if self.heads.heads[0].is_pixelwise else None
         self.n_examples = len(painted) if self.pixels is None else len(self.pixels[0])
         self.batch = 1 if self.pixels is None else min(config.pixels, self.n_examples)
@@ -311,7 +206,7 @@ class HeadTraining:
         if not loss.isfinite():
             raise DivergedError(
                 f"step {self.step} of the training of a head: the loss became {loss.item()}. "
-                "Lower the learning rate, or let the features be normalised."
+                "Lower the learning rate, or let the features be normalized."
             )
         self.optimizer.zero_grad()
         loss.backward()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from latentseg.configs import check_choice
 from latentseg.errors import InputError
 from latentseg.generators.protocols import Latents
 from latentseg.labelers.features import COPIES, Hypercolumns, Scale, row_blocks
@@ -30,7 +31,7 @@ class Head(nn.Module):
         rest: What follows; begins with an activation.
 
     Attributes:
-        mean, deviation: (C,), by which features are normalised before the first layer.
+        mean, deviation: (C,), by which features are normalized before the first layer.
     """
 
     mean: Tensor
@@ -62,8 +63,8 @@ class Head(nn.Module):
         """Pixels on each side that an answer depends on."""
         return sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in self.layers)
 
-    def normalise_by(self, scale: Scale) -> None:
-        """Sets by what features are normalised."""
+    def normalize_by(self, scale: Scale) -> None:
+        """Sets by what features are normalized."""
         self.mean.copy_(scale.mean)
         self.deviation.copy_(scale.deviation)
 
@@ -73,7 +74,7 @@ class Head(nn.Module):
         return self.rest(self.first((features - mean) / deviation))
 
     def projection(self) -> tuple[Tensor, Tensor]:
-        """Weight (O, C) and bias (O,) of a first layer of 1x1, with the normalisation in them."""
+        """Weight (O, C) and bias (O,) of a first layer of 1x1, with the normalization in them."""
         weight, bias = self.first.weight[:, :, 0, 0], self.first.bias
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         return Scale(self.mean, self.deviation).fold(weight, bias)
@@ -107,7 +108,7 @@ class HeadKind:
             random weights.
         first: Size of the first layer's kernel.
         members: Heads in the ensemble.
-        summary: What it is, and whence.
+        summary: What it is, and who published it.
     """
 
     build: Callable[[int, int], Head]
@@ -201,8 +202,7 @@ def head_kind(name: str) -> HeadKind:
     Raises:
         InputError: there is none; the known ones are named.
     """
-    if name not in HEADS:
-        raise InputError(f"head {name!r}: expected one of {', '.join(HEADS)}.")
+    check_choice("head", name, tuple(HEADS))
     return HEADS[name]
 
 

@@ -1,11 +1,11 @@
-"""Objects one by one: boxes first, then style mixing inside each box (Feng 2023).
+"""Objects one by one: boxes first, then style mixing inside each box (Feng et al. 2023).
 
 The boxes come from a COCO file, from a detector of the user's, or from any function of an image.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,8 @@ from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json, write_json
 from latentseg.generators.protocols import Latents
 from latentseg.images import Pixels, to_pixels
-from latentseg.labelers.foreground import foreground_segment
-from latentseg.labelers.style_mixing import StyleMixingLabeler, clean, segment
-from latentseg.seeds import derive_seeds
+from latentseg.labelers.protocols import SegmentsRegions
 
-BOX_STARTS = 4  # keeps the starts of the clustering in a box apart from other random numbers
 MARGIN = 0.15
 LEAST_SIDE_PX = 2
 
@@ -65,7 +62,7 @@ BoxSource = Callable[[Pixels], Sequence[Box]]
 
 
 def segment_instances(
-    labeler: StyleMixingLabeler,
+    labeler: SegmentsRegions,
     latents: Latents,
     boxes: Sequence[Sequence[Box]] | BoxSource,
     *,
@@ -74,7 +71,7 @@ def segment_instances(
     """Draws the images of `latents` and finds the object in each box.
 
     Args:
-        labeler: Its styles and options are used; k is 2 whatever it says.
+        labeler: Must be able to segment regions, as that of style mixing is.
         latents: Of B images.
         boxes: Those of each image, or a function from an image (H, W, 3) uint8 to its boxes.
         margin: By how much of its sides a box is widened, so that there is background to tell the
@@ -98,22 +95,16 @@ def segment_instances(
     return np.concatenate(images), found
 
 
-def _segment_box(
-    labeler: StyleMixingLabeler, variants: Tensor, box: Box, margin: float
-) -> Instance:
+def _segment_box(labeler: SegmentsRegions, variants: Tensor, box: Box, margin: float) -> Instance:
     """The object in one box of one image with `variants` (N, 3, H, W)."""
     height, width = variants.shape[2:]
     inner = _corners(box, 0.0, height, width)
     rows, columns = _corners(box, margin, height, width)
-    config = replace(labeler.config, k=2)
-    seed = int(derive_seeds(labeler.seed, BOX_STARTS))
-    found = segment(variants[None, :, :, rows, columns], config, seed=seed)
-    chosen = foreground_segment(found.segments, 2, rule=config.foreground)
     mask = np.zeros((height, width), dtype=bool)
-    mask[rows, columns] = clean((found.segments == chosen[:, None, None]).numpy(), config)[0]
+    mask[rows, columns], confidence = labeler.object_in(variants, rows, columns)
     is_inside = np.zeros_like(mask)
     is_inside[inner] = True
-    return Instance(box, mask & is_inside, float(found.confidence))
+    return Instance(box, mask & is_inside, confidence)
 
 
 def _corners(box: Box, margin: float, height: int, width: int) -> tuple[slice, slice]:

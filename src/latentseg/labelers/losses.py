@@ -14,7 +14,7 @@ class Losses(NamedTuple):
     """One version of the two losses.
 
     Attributes:
-        contrast: Shifted images to a scalar; it falls as the centre lightens against the border.
+        contrast: Shifted images to a scalar; it falls as the center lightens against the border.
         structure: Shifted images and images to a scalar; it grows as edges change.
     """
 
@@ -22,20 +22,20 @@ class Losses(NamedTuple):
     structure: Callable[[Tensor, Tensor], Tensor]
 
 
-def grey(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
     """Brightness of images: (..., 3, H, W) in [-1, 1] to (..., H, W)."""
     red, green, blue = x.unbind(dim=-3)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def edges(x: Tensor) -> Tensor:
-    """Magnitude of the grey image's gradient by the Sobel filter, (B, 3, H, W) to (B, H, W).
+    """Magnitude of the gray image's gradient by the Sobel filter, (B, 3, H, W) to (B, H, W).
 
     The kernels are divided by 8, the border is replicated, 1e-6 is added below the square root.
 
     Source: the official code, which calls kornia.
     """
-    return sobel(grey(x)[:, None])[:, 0]
+    return sobel(gray(x)[:, None])[:, 0]
 
 
 def squared_edges(x: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ def squared_edges(x: Tensor) -> Tensor:
 
 
 def official_prior(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """C = 4 (rho - mean rho), (H, W): negative at the centre, positive at the border.
+    """C = 4 (rho - mean rho), (H, W): negative at the center, positive at the border.
 
-    rho is the distance from the centre; both axes run over [-1, 1].
+    rho is the distance from the center; both axes run over [-1, 1].
 
     Source: official code.
     """
@@ -60,7 +60,7 @@ def official_prior(size: tuple[int, int], device: torch.device | str = "cpu") ->
 
 
 def paper_prior(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """R = 1 - distance / alpha, (H, W): 1 at the centre, -1 at the corners.
+    """R = 1 - distance / alpha, (H, W): 1 at the center, -1 at the corners.
 
     Source: Melas-Kyriazi 2021, contrast loss.
     """
@@ -73,7 +73,7 @@ def paper_prior(size: tuple[int, int], device: torch.device | str = "cpu") -> Te
 
 def _official_contrast(shifted: Tensor) -> Tensor:
     prior = official_prior((shifted.shape[-2], shifted.shape[-1]), shifted.device)
-    return (grey(shifted) * prior).mean()
+    return (gray(shifted) * prior).mean()
 
 
 def _official_structure(shifted: Tensor, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _official_structure(shifted: Tensor, x: Tensor) -> Tensor:
 
 def _paper_contrast(shifted: Tensor) -> Tensor:
     prior = paper_prior((shifted.shape[-2], shifted.shape[-1]), shifted.device)
-    # The paper adds this product, which would darken the centre; its text and the official code
+    # The paper adds this product, which would darken the center; its text and the official code
     # lighten it, and so does the minus sign here.
     return -(shifted * prior).sum(dim=(1, 2, 3)).mean()
 
@@ -97,11 +97,11 @@ LOSSES = {
 }
 
 
-def centre_minus_border(x: Tensor) -> Tensor:
-    """How much lighter the centre is than the border, (B, 3, H, W) to (B,), in units of x.
+def center_minus_border(x: Tensor) -> Tensor:
+    """How much lighter the center is than the border, (B, 3, H, W) to (B,), in units of x.
 
-    The centre is where the prior of the official code is negative: 46 % of the image.
+    The center is where the prior of the official code is negative: 46 % of the image.
     """
-    centre = official_prior((x.shape[-2], x.shape[-1]), x.device) < 0
-    brightness = grey(x)
-    return brightness[:, centre].mean(dim=1) - brightness[:, ~centre].mean(dim=1)
+    center = official_prior((x.shape[-2], x.shape[-1]), x.device) < 0
+    brightness = gray(x)
+    return brightness[:, center].mean(dim=1) - brightness[:, ~center].mean(dim=1)

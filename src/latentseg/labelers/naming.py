@@ -12,10 +12,13 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from latentseg.errors import InputError
 from latentseg.files import check_keys, read_json, write_json, write_text
 from latentseg.images import Pixels, class_colours, contact_sheet, encode, write_image
+from latentseg.labelers.foreground import background_classes, places
+from latentseg.labelers.losses import paper_prior
 
 NAMES = "classes.json"
 PAGE = "classes.html"
@@ -62,6 +65,25 @@ class ClassNames:
         """Writes classes.json into `folder`."""
         values = {str(i): name for i, name in enumerate(self.given, start=1)}
         write_json(Path(folder) / NAMES, values)
+
+
+def default_names(segments: Tensor, k: int) -> ClassNames:
+    """Names of k classes: "background" for what lies at the border, "part-1" ... for the rest.
+
+    Args:
+        segments: Classes of the pixels of many images, (B, H, W) int64 in [0, k).
+        k: Number of classes.
+    """
+    size = (segments.shape[1], segments.shape[2])
+    mean_prior = float(paper_prior(size).mean())
+    is_background = background_classes(places(segments, k), mean_prior).tolist()
+    numbers = np.cumsum(~np.array(is_background))
+    return ClassNames(
+        tuple(
+            BACKGROUND if behind else f"part-{number}"
+            for behind, number in zip(is_background, numbers, strict=True)
+        )
+    )
 
 
 def read_names(folder: Path | str, *, n: int) -> ClassNames:

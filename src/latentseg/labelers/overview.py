@@ -10,8 +10,8 @@ import torch
 from latentseg.files import write_json
 from latentseg.generators.protocols import Generator, Latents
 from latentseg.images import Pixels, contact_sheet, overlay, to_pixels, write_image
+from latentseg.labelers.mask_measures import area_share
 from latentseg.labelers.protocols import Labeler, Labelled
-from latentseg.labelers.refinement import area_share
 from latentseg.seeds import derive_seeds
 
 LEAST_CELL_PX = 96
@@ -47,7 +47,7 @@ def sample_counts(labelled: Labelled, filters: Sequence[str]) -> dict[str, Any]:
 def samples_sheet(labelled: Labelled, steps: Mapping[str, Sequence[Pixels]]) -> Pixels:
     """A picture with one row per sample: image, steps to the mask, mask, mask over the image.
 
-    A mask that the filters refuse is shown grey.
+    A mask that the filters refuse is shown gray.
 
     Args:
         labelled: The samples.

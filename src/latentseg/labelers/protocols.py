@@ -1,9 +1,12 @@
 """What every labeler promises: generated images, with a mask for each and a verdict on each."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latentseg.generators.protocols import Generator, Latents
@@ -73,4 +76,58 @@ class SoftLabeler(Labeler, Protocol):
 
         These are (B, K + 1, H, W) float32, the background first, and sum to 1.
         """
+        ...
+
+
+@runtime_checkable
+class HasVotes(Labeler, Protocol):
+    """A labeler of one class that can say how sure it is of each pixel."""
+
+    def votes(self, latents: Latents, x: Tensor) -> Tensor:
+        """How sure it is that a pixel is foreground, from its images `x` (B, 3, H, W).
+
+        Returns:
+            (B, H, W) float32, positive for foreground; the size says how sure, in any unit.
+        """
+        ...
+
+
+@runtime_checkable
+class HasMembers(Labeler, Protocol):
+    """A labeler made of several, whose students can be averaged as an ensemble."""
+
+    def members(self) -> Mapping[str, Labeler]:
+        """Each of them alone, by its name."""
+        ...
+
+
+@runtime_checkable
+class SegmentsRegions(Labeler, Protocol):
+    """A labeler that can find the object inside a part of an image."""
+
+    def drawn(self, latents: Latents) -> Iterator[Tensor]:
+        """What it looks at, (b, N, 3, H, W), a few images at a time; first of N is the image."""
+        ...
+
+    def object_in(
+        self, drawn: Tensor, rows: slice, columns: slice
+    ) -> tuple[NDArray[np.bool_], float]:
+        """The object in some rows and columns of one image.
+
+        Args:
+            drawn: (N, 3, H, W), one entry of what `drawn` gives.
+            rows, columns: The region.
+
+        Returns:
+            Its mask in the region, and the confidence in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class ShowsSteps(Protocol):
+    """A labeler that can show the images from which it makes a mask."""
+
+    def steps(self, latents: Latents) -> Mapping[str, Tensor]:
+        """By name, for example "light": images (B, 3, H, W) in [-1, 1]."""
         ...

@@ -54,30 +54,28 @@ class Classes:
     """What gives a class the same meaning in every image, for more than two segments.
 
     Attributes:
-        centres: Of the clustering that all images share, (k, D); or None.
+        centers: Of the clustering that all images share, (k, D); or None.
         prototypes: To which the clusters of an image are matched; or None.
     """
 
-    centres: Tensor | None = None
+    centers: Tensor | None = None
     prototypes: Prototypes | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, for the disk."""
         if self.prototypes is not None:
             return {"statistics": self.prototypes.statistics, "scale": self.prototypes.scale}
-        return {} if self.centres is None else {"centres": self.centres}
+        return {} if self.centers is None else {"centres": self.centers}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> "Classes":
         """What `tensors` gave."""
         if "statistics" in tensors:
             return Classes(prototypes=Prototypes(tensors["statistics"], tensors["scale"]))
-        return Classes(centres=tensors.get("centres"))
+        return Classes(centers=tensors.get("centres"))
 
 
-def segment_statistics(
-    points: Tensor, labels: Tensor, k: int, *, position_weight: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def segment_statistics(points: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What can be compared between the segments of different images.
 
     Args:
@@ -85,19 +83,19 @@ def segment_statistics(
             variants, which take the same styles for every image.
         labels: (B, H, W) int64 in [0, k).
         k: Number of segments.
-        position_weight: Weight of the place of a segment against its appearance.
 
     Returns:
-        Statistics (B, k, D + 5): the mean descriptor, mean y and x, spread, area and share of the
-        border; and the weight of each, (D + 5,), such that appearance and place weigh alike.
+        Statistics (B, k, D + 5): the mean descriptor, mean y and x, standard deviation, area
+        and share of the border; and the weight of each, (D + 5,), such that
+        appearance and place weigh alike.
     """
     ids = torch.arange(k, device=labels.device)[:, None]
     members = (labels.flatten(1)[:, None] == ids).to(points.dtype)
     appearance = members @ points / members.sum(dim=2, keepdim=True).clamp(min=1)
     found = places(labels, k)
-    place = torch.stack([found.y, found.x, found.spread, found.area, found.border], dim=2)
+    place = torch.stack([found.y, found.x, found.std, found.area, found.border], dim=2)
     n, m = appearance.shape[2], place.shape[2]
-    weights = torch.cat([torch.full((n,), n**-0.5), torch.full((m,), position_weight / m**0.5)])
+    weights = torch.cat([torch.full((n,), n**-0.5), torch.full((m,), m**-0.5)])
     return torch.cat([appearance, place], dim=2), weights
 
 
@@ -116,8 +114,8 @@ def fit_prototypes(
         The prototypes, and the mean squared distance of a segment to its own.
     """
     flat = statistics.flatten(0, 1)
-    deviation = flat.std(dim=0, unbiased=False).clamp(min=1e-6)
-    scale = deviation / weights.to(deviation)
+    std = flat.std(dim=0, unbiased=False).clamp(min=1e-6)
+    scale = std / weights.to(std)
     segments = _array(statistics / scale)
     starts = np.unique(np.linspace(0, len(segments) - 1, restarts).astype(int))
     found = [_settle(segments, segments[start]) for start in starts]
@@ -150,7 +148,7 @@ def _match(
 
 
 def fit_shared(points: Tensor, k: int, *, seed: int, memory: int = GIB) -> Tensor:
-    """The centres of one clustering of the pixels of all images, (k, D).
+    """The centers of one clustering of the pixels of all images, (k, D).
 
     Args:
         points: Descriptors of pixels of any images, (P, D) float32; some are enough.
@@ -159,7 +157,7 @@ def fit_shared(points: Tensor, k: int, *, seed: int, memory: int = GIB) -> Tenso
         memory: Bytes that may be used beside `points`.
     """
     some = points[:: max(1, len(points) // SHARED_POINTS)]
-    return cluster(some[None], k, seeds=torch.tensor([seed]), memory=memory).centres[0]
+    return cluster(some[None], k, seeds=torch.tensor([seed]), memory=memory).centers[0]
 
 
 def _array(values: Tensor) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentseg.errors import InputError
+from latentseg.files import read_bytes
 from latentseg.images import SUFFIXES
 
 LIST_SUFFIX = ".txt"
@@ -93,10 +94,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _listed_photos(source: Path) -> Iterator[NamedPhoto]:
-    try:
-        content = sys.stdin.buffer.read() if str(source) == STDIN else source.read_bytes()
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror}).") from error
+    content = sys.stdin.buffer.read() if str(source) == STDIN else read_bytes(source)
     separator = b"\0" if b"\0" in content else b"\n"
     lines = content.removeprefix(b"\xef\xbb\xbf").split(separator)
     paths = [Path(os.fsdecode(line.strip(b"\r\n"))) for line in lines if line.strip()]

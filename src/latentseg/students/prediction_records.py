@@ -3,14 +3,25 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self
 
 from latentseg.datasets.coco_files import encode_region, write_document
+from latentseg.files import open_in_place
 from latentseg.images import Pixels
+from latentseg.plain_data import parse_json
 from latentseg.students.photo_names import NamedPhoto
 from latentseg.version import __version__
 
-FIELDS = {"name", "photo", "stamp", "settings", "size", "files", "annotations"}
+FIELDS: dict[str, Any] = {
+    "name": str,
+    "photo": str,
+    "stamp": (list, NoneType),
+    "settings": str,
+    "size": list,
+    "files": list,
+    "annotations": (list, NoneType),
+}
 
 Record = dict[str, Any]
 
@@ -25,7 +36,7 @@ class Records:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.stream = open(path, "a+b")  # noqa: SIM115  closed by __exit__
+        self.stream = open_in_place(path, "a+b")  # closed by __exit__
         self.places: dict[str, int] = {}
         self.stream.seek(0)
         self.end = 0
@@ -63,10 +74,19 @@ class Records:
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
-    is_whole = isinstance(record, dict) and record.keys() == FIELDS and line.endswith(b"\n")
+    is_whole = (
+        line.endswith(b"\n")
+        and isinstance(record, dict)
+        and record.keys() == FIELDS.keys()
+        and all(isinstance(record[name], kind) for name, kind in FIELDS.items())
+        and len(record["size"]) == 2
+        and all(type(side) is int for side in record["size"])
+        and all(type(file) is str for file in record["files"])
+        and all(type(annotation) is dict for annotation in record["annotations"] or [])
+    )
     return record if is_whole else None
 
 

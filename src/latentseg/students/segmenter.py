@@ -538,6 +538,11 @@ class Segmenter:
                 f"{path}: {len(wrong)} tensors do not fit {self.network} of width {self.width:g}, "
                 f"first {wrong[0]!r}. {_CONFIG} and {_WEIGHTS} belong to different segmenters."
             )
+        if broken := [name for name in sorted(tensors) if not tensors[name].isfinite().all()]:
+            raise CorruptFileError(
+                f"{path}: {len(broken)} tensors hold NaN or infinity, first {broken[0]!r}. "
+                "Take the segmenter of another training."
+            )
         self.members.load_state_dict(tensors)
 
     def _answers(

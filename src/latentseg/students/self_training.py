@@ -1,5 +1,6 @@
 """Unlabelled photos help: a student labels them, and a new student learns from these labels."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from latentseg.configs import check_range
 from latentseg.datasets.pairs import Batch, Pairs, from_levels
 from latentseg.devices import autocast, pick_device, pick_precision
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import MANIFEST, claim, locked, write_json, write_manifest
 from latentseg.images import IGNORE, Pixels, cover, list_images, read_image, to_tensor
-from latentseg.labelers.refinement import area_share, large_components
+from latentseg.labelers.components import large_components
+from latentseg.labelers.mask_measures import area_share
 from latentseg.progress import Progress, say
 from latentseg.students.segmenter import Segmenter
 from latentseg.students.training import PRESETS, TrainConfig, train
@@ -46,12 +49,13 @@ class SelfTrainingConfig:
     max_photos: int = 20_000  # the first ones by a random order are used
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.max_photos < 1:
-            raise InputError(f"--rounds {self.rounds}, --max-photos {self.max_photos}: at least 1.")
-        if not 0 < self.photo_share <= 1:
-            raise InputError(f"--photo-share {self.photo_share}: expected above 0, at most 1.")
-        if not self.scales or self.temperature <= 0:
-            raise InputError("Self-training needs at least one scale and a temperature above 0.")
+        check_range(self, ("rounds", "max_photos"), 1)
+        check_range(self, ("photo_share",), above=0, most=1)
+        check_range(self, ("temperature",), above=0)
+        check_range(self, ("confidence_power", "min_consistency", "stop_agreement"), 0)
+        check_range(self, ("min_component",), 0, 1)
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            raise InputError(f"`scales`: expected numbers above 0, found {self.scales}.")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Trains a student on pairs of image and mask; exactly resumable."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,11 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentseg.configs import check_choice, check_range
 from latentseg.datasets.pairs import Batch, FolderPairs, Pairs
 from latentseg.devices import autocast, pick_precision
 from latentseg.distributed import Team, join, normalise_over_all
 from latentseg.errors import DivergedError, InputError
-from latentseg.files import MANIFEST, claim, locked, write_manifest, write_text
+from latentseg.files import (
+    MANIFEST,
+    claim,
+    locked,
+    open_in_place,
+    read_bytes,
+    write_manifest,
+    write_text,
+)
 from latentseg.images import IGNORE
 from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
@@ -30,6 +38,7 @@ from latentseg.students.losses import (
 )
 from latentseg.students.model_card import check_card
 from latentseg.students.networks import (
+    MAX_WIDTH,
     PHOTO_UNET,
     build_network,
     count_parameters,
@@ -71,31 +80,16 @@ class TrainConfig:
     ema: float | None = None  # the student is this moving average of its weights, below 1
 
     def __post_init__(self) -> None:
-        if self.augment not in AUGMENTATIONS:
-            raise InputError(
-                f"`augment`: expected one of {', '.join(AUGMENTATIONS)}, found {self.augment!r}."
-            )
-        if self.precision == "fp16":
-            raise InputError(
-                "`precision`: gradients would vanish in fp16. Expected auto, fp32 or bf16."
-            )
-        for name in ("steps", "report_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}`: expected at least 1, found {getattr(self, name)}.")
-        for name in ("lr", "encoder_lr"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"`{name}`: expected a number from 0 on, found {value}.")
-        for name in ("weight_decay", "clip"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise InputError(f"`{name}`: expected a number above 0, found {value}.")
-        if self.batch < 2:
-            raise InputError(
-                f"`batch`: batch normalization needs at least 2 pairs, found {self.batch}."
-            )
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise InputError(f"`ema`: expected between 0 and 1, found {self.ema}.")
+        check_choice("augment", self.augment, tuple(AUGMENTATIONS))
+        # In fp16, gradients would vanish.
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16"))
+        check_range(self, ("steps", "report_every", "checkpoint_every"), 1)
+        check_range(self, ("batch",), 2)  # batch normalization needs two
+        check_range(self, ("lr", "decay", "encoder_lr"), 0)
+        check_range(self, ("weight_decay", "clip"), above=0)
+        check_range(self, ("width",), above=0, most=MAX_WIDTH)
+        check_range(self, ("decay_at", "seed"))
+        check_range(self, ("ema",), above=0, most=0.9999)
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise InputError(f"`size`: expected height and width in pixels, found {self.size}.")
 
@@ -173,7 +167,8 @@ def train(
             see `model_card.FIELDS`.
         start: Begin with the weights of this segmenter instead of random ones.
         device: "auto", "cpu", "cuda", "mps".
-        devices, nodes: Processes on each machine, and machines, as `distributed.join` has them.
+        devices: Processes on each machine, as `distributed.join` has them.
+        nodes: Machines.
         quiet: No progress line.
 
     Returns:
@@ -191,13 +186,13 @@ def train(
     out, card = Path(out), {**(card or {}), "training": _published(config)}
     check_card(card)
     team = join(device, devices=devices, nodes=nodes)
-    with team.led(locked(out)):
-        team.first(lambda: claim(out, _record(pairs, config, card, start), free=_FREE))
-        if not team.first((out / "model" / MANIFEST).is_file):
+    with team.rank_zero_context(locked(out)):
+        team.on_rank_zero(lambda: claim(out, _record(pairs, config, card, start), free=_FREE))
+        if not team.on_rank_zero((out / "model" / MANIFEST).is_file):
             training = _Training(pairs, config, out, start=start, team=team)
-            training.run(quiet=quiet or not team.is_first)
-            team.first(lambda: training.segmenter(card).save(out / "model"))
-        team.first(lambda: _finish(out))
+            training.run(quiet=quiet or not team.is_rank_zero)
+            team.on_rank_zero(lambda: training.segmenter(card).save(out / "model"))
+        team.on_rank_zero(lambda: _finish(out))
     return Segmenter.from_pretrained(out / "model", device=str(team.device))
 
 
@@ -234,10 +229,10 @@ class _Training:
             lr=config.lr,
             weight_decay=config.weight_decay or 0.0,
         )
-        self.step, tensors = team.first(self.checkpoints.load)
+        self.step, tensors = team.on_rank_zero(self.checkpoints.load)
         if tensors:
             self._restore(tensors)
-        team.first(lambda: _cut_metrics(self.metrics, self.step))
+        team.on_rank_zero(lambda: _cut_metrics(self.metrics, self.step))
 
     def run(self, *, quiet: bool) -> None:
         """Takes all steps that are left, with states and metrics written on the way."""
@@ -260,11 +255,11 @@ class _Training:
                 is_last = self.step == config.steps
                 if is_last or self.step % config.report_every == 0:
                     logits = self.team.whole(logits, config.batch)
-                    if self.team.is_first:
+                    if self.team.is_rank_zero:
                         self._report(sum(losses) / len(losses), logits, batch, progress)
                     losses = []
                 if is_last or signal or self.step % config.checkpoint_every == 0:
-                    self.team.first(lambda: self.checkpoints.save(self.step, self._state()))
+                    self.team.on_rank_zero(lambda: self.checkpoints.save(self.step, self._state()))
                 progress.update(self.step, loss=loss)
                 if signal:
                     interrupt.number = signal
@@ -348,8 +343,8 @@ class _Training:
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         line["images_per_s"] = round(progress.rate(self.step), 2)
-        with open(self.metrics, "a") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        with open_in_place(self.metrics, "ab") as stream:
+            stream.write(f"{json.dumps(line, allow_nan=False)}\n".encode())
 
     def _plan(self) -> str:
         config, (height, width) = self.config, self.pairs.size
@@ -442,7 +437,7 @@ def _parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str,
 def _cut_metrics(path: Path, step: int) -> None:
     """Drops the lines after `step`, which will be written again, and a half-written last one."""
     kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in read_bytes(path).decode(errors="replace").splitlines() if path.exists() else []:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")

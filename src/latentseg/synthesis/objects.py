@@ -1,13 +1,12 @@
 """The objects of a synthetic dataset one by one: boxes in, instance masks out (Feng 2023)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from latentseg.errors import InputError
+from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import read_json, verify_manifest, write_manifest
 from latentseg.generators.protocols import Latents
 from latentseg.images import Pixels, contact_sheet, overlay, read_image, write_image
@@ -20,10 +19,9 @@ from latentseg.labelers.instances import (
     segment_instances,
     write_coco,
 )
-from latentseg.labelers.protocols import Labeler
-from latentseg.labelers.style_mixing import StyleMixingLabeler
+from latentseg.labelers.protocols import Labeler, SegmentsRegions
 from latentseg.progress import Progress
-from latentseg.synthesis.writers import RECORDS
+from latentseg.synthesis.writers import read_records
 
 AT_ONCE = 16
 SAME_IMAGE = 4.0  # mean difference of pixel values that JPEG or another device may cause
@@ -63,17 +61,23 @@ def segment_objects(
             the dataset, a box not in its image, or there are none.
         CorruptFileError: a file of the dataset has changed since it was written.
     """
-    if not isinstance(labeler, StyleMixingLabeler):
-        raise InputError("objects in boxes are found by style mixing; this is another labeler.")
+    if not isinstance(labeler, SegmentsRegions):
+        raise InputError(
+            f"labeler {labeler.info['method']!r}: cannot look for objects in boxes, as one of "
+            "`latentseg fit style-mixing` can."
+        )
     dataset, out = Path(dataset), Path(out)
     verify_manifest(dataset)
     description = read_json(dataset / "dataset.json")
-    difference = generator_difference(description["generator"], labeler.generator)
+    drawn_by = description.get("generator") if isinstance(description, dict) else None
+    if not isinstance(drawn_by, dict):
+        raise CorruptFileError(f"{dataset / 'dataset.json'}: does not say which generator drew it.")
+    difference = generator_difference(drawn_by, labeler.generator)
     if difference is not None:
         raise InputError(f"{dataset}: drawn by a generator with {difference}.")
-    if description["generator"].get("bank") != labeler.generator.info.bank:
-        raise InputError(f"{dataset}: drawn from other latents. Give the --latents of that time.")
-    records = [json.loads(line) for line in (dataset / RECORDS).read_text().splitlines()]
+    if drawn_by.get("bank") != labeler.generator.info.bank:
+        raise InputError(f"{dataset}: drawn from other latents. Give the `latents` of that time.")
+    records = read_records(dataset)
     suffix = next((dataset / "images").iterdir()).suffix
     seeds = {f"{record['name']}{suffix}": record["seed"] for record in records}
     if not callable(boxes):
@@ -103,7 +107,7 @@ def segment_objects(
     return out
 
 
-def _drawn_with(labeler: StyleMixingLabeler, seeds: Sequence[int]) -> Latents:
+def _drawn_with(labeler: Labeler, seeds: Sequence[int]) -> Latents:
     generator = labeler.generator
     return generator.sample(torch.tensor(seeds, dtype=torch.int64, device=generator.device))
 
@@ -112,8 +116,8 @@ def _check_image(path: Path, image: Pixels) -> None:
     difference = np.abs(read_image(path).astype(float) - image).mean()
     if difference > SAME_IMAGE:
         raise InputError(
-            f"{path}: the generator draws another image from its seed. Open it with the --classes "
-            "and --option with which the dataset was made."
+            f"{path}: the generator draws another image from its seed. Open it with the `classes` "
+            "and `options` with which the dataset was made."
         )
 
 

@@ -29,7 +29,17 @@ import torch
 from latentseg.datasets.pairs import SOFT
 from latentseg.datasets.shard_files import DESCRIPTION, Shard, cut, kinds, pack
 from latentseg.errors import InputError, LatentsegError, NotFinishedError
-from latentseg.files import MANIFEST, atomic, claim, free_bytes, read_json, sha256, write_json
+from latentseg.files import (
+    MANIFEST,
+    atomic,
+    claim,
+    free_bytes,
+    guarded,
+    read_json,
+    refuse_links,
+    sha256,
+    write_json,
+)
 from latentseg.generators.protocols import Generator
 from latentseg.images import encode
 from latentseg.interrupts import HeldInterrupt
@@ -169,7 +179,13 @@ class _Tally:
 
 def work(stream: Stream, job: _Job, report: Report) -> None:
     """One worker: makes its own shards, then helps with the others until all are whole."""
-    (job.out / WORK).mkdir(exist_ok=True)
+    with guarded(job.out):
+        refuse_links(job.out / WORK)
+        (job.out / WORK).mkdir(exist_ok=True)
+        _make_all(stream, job, report)
+
+
+def _make_all(stream: Stream, job: _Job, report: Report) -> None:
     is_shared = _has_locks(job.out / WORK)
     for shard in job.own:
         _forget_damaged(job, shard, is_shared)
@@ -403,7 +419,8 @@ def _serve(ordered: bytes, job: _Job, pipe: Connection) -> None:
     """A worker process: reports (shard, samples, candidates), or the error that stopped it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
     torch.set_num_threads(1)
-    generator, labeler, seed, block, soft = pickle.loads(ordered)  # made by `_pickled`, no file
+    # Made by `_pickled` in the process that started this one; it was never in a file.
+    generator, labeler, seed, block, soft = pickle.loads(ordered)  # nosec B301
     stream = Stream(generator, labeler, seed=seed, block=block, soft=soft, is_ahead=False)
     with suppress(BrokenPipeError):  # the process that started it is gone
         try:
@@ -436,7 +453,7 @@ def _claim(job: _Job, stream: Stream, count: int, shard_size: int) -> None:
     if held > count:
         raise InputError(
             f"{job.out}: {held} samples were asked for already, more than the {count} now. A part "
-            "of a dataset can be used with --limit; or choose another folder."
+            "of a dataset can be used with `limit`; or choose another folder."
         )
     if 0 < held < count:
         (job.out / MANIFEST).unlink(missing_ok=True)

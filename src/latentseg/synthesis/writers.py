@@ -10,18 +10,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from latentseg.datasets.pairs import SOFT
-from latentseg.errors import InputError
+from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import (
     MANIFEST,
     claim,
     free_bytes,
     locked,
+    open_in_place,
+    open_regular,
+    refuse_links,
     sha256,
+    truncate,
     verify_manifest,
     write_json,
     write_manifest,
@@ -29,13 +33,14 @@ from latentseg.files import (
 from latentseg.generators.protocols import Generator
 from latentseg.images import IGNORE, encode
 from latentseg.labelers.protocols import Labeler
+from latentseg.plain_data import parse_json
 from latentseg.progress import Progress, say
 from latentseg.synthesis.stream import Block, Stream
 from latentseg.version import __version__
 
 FORMAT = 1
 RECORDS = "samples.jsonl"
-FIELDS = {"name", "attempts", "removed", "sha256"}  # of a line that work can be continued from
+FIELDS = {"name": str, "seed": int, "attempts": int, "removed": list, "sha256": list}  # of a line
 THREADS = 4
 COMPRESSED = {
     "png": 0.9,
@@ -104,11 +109,11 @@ def synthesize(
         is_finished = (out / MANIFEST).is_file()
         if is_finished:
             verify_manifest(out)
-        tally = _resume(out, suffix, soft)
+        tally = _resume(out, suffix, soft, n_filters=len(labeler.filters))
         if tally.count > count:
             raise InputError(
                 f"{out}: holds {tally.count} samples already, more than the {count} asked for. "
-                "A part of a dataset can be used with --limit; or choose another folder."
+                "A part of a dataset can be used with `limit`; or choose another folder."
             )
         if is_finished and tally.count == count:
             return out
@@ -140,31 +145,52 @@ class _Tally:
         self.removed = [a + b for a, b in zip_longest(self.removed, record["removed"], fillvalue=0)]
 
 
-def _resume(out: Path, suffix: str, soft: bool) -> _Tally:
+def _resume(out: Path, suffix: str, soft: bool, *, n_filters: int) -> _Tally:
     """Counts what was entered and is intact; forgets the rest, like a line that a kill cut off."""
     tally, end = _Tally(), 0
     path = out / RECORDS
     if path.is_file():
-        with open(path, "rb") as journal:
+        with open_regular(path) as journal:
             for line in journal:
                 record = _parse(line)
                 if record.get("name") != _name(tally.count):
+                    break
+                if len(record["removed"]) != n_filters:
                     break
                 if not _is_intact(_paths(out, record["name"], suffix, soft), record):
                     break
                 tally.add(record)
                 end += len(line)
-        os.truncate(path, end)
+        truncate(path, end)
     return tally
 
 
 def _parse(line: bytes) -> Record:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return {}
-    is_whole = isinstance(record, dict) and record.keys() >= FIELDS and line.endswith(b"\n")
+    is_whole = (
+        line.endswith(b"\n")
+        and isinstance(record, dict)
+        and all(type(record.get(name)) is kind for name, kind in FIELDS.items())
+        and all(type(count) is int for count in record["removed"])
+    )
     return record if is_whole else {}
+
+
+def read_records(dataset: Path) -> list[Record]:
+    """Where each sample of a finished dataset comes from, in their order.
+
+    Raises:
+        CorruptFileError: a line is not the record of a sample.
+    """
+    path = dataset / RECORDS
+    with open_regular(path) as journal:
+        records = [_parse(line) for line in journal]
+    if {} in records:
+        raise CorruptFileError(f"{path}:{records.index({}) + 1}: not the record of a sample.")
+    return records
 
 
 def _name(index: int) -> str:
@@ -187,6 +213,7 @@ def _write_samples(
 ) -> None:
     """Appends samples until there are `count`; one block is encoded while the next is drawn."""
     for folder in [path.parent for path in _paths(out, "", suffix, stream.is_soft)]:
+        refuse_links(folder)
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
             if path.stem >= _name(tally.count):
@@ -195,7 +222,7 @@ def _write_samples(
     with (
         ThreadPoolExecutor(THREADS) as pool,
         Progress("synth", total=count, start=tally.count, quiet=quiet) as progress,
-        open(out / RECORDS, "a", encoding="utf-8") as journal,
+        open_in_place(out / RECORDS, "ab") as journal,
     ):
         writing: list[Future[Record]] = []
         for k in blocks if tally.count < count else []:
@@ -207,10 +234,10 @@ def _write_samples(
         _enter(writing, tally, journal)
 
 
-def _enter(writing: list[Future[Record]], tally: _Tally, journal: TextIO) -> None:
+def _enter(writing: list[Future[Record]], tally: _Tally, journal: BinaryIO) -> None:
     """Waits for samples to be written and enters them; only what is entered counts as written."""
     records = [future.result() for future in writing]
-    journal.writelines(json.dumps(record) + "\n" for record in records)
+    journal.writelines(f"{json.dumps(record)}\n".encode() for record in records)
     journal.flush()
     os.fsync(journal.fileno())
     for record in records:
@@ -224,7 +251,8 @@ def _write_sample(out: Path, block: Block, row: int, suffix: str) -> Record:
     if block.soft is not None:
         files.append(encode(np.concatenate(block.soft[row])))  # (K, H, W) to (K * H, W)
     for path, file in zip(_paths(out, name, suffix, block.soft is not None), files, strict=True):
-        path.write_bytes(file)
+        with open_in_place(path, "wb") as stream:
+            stream.write(file)
     return {
         "name": name,
         "seed": int(block.seeds[row]),

@@ -2,22 +2,27 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latentseg.errors import CorruptFileError, InputError
-from latentseg.files import read_safetensors, sha256
+from latentseg.errors import CorruptFileError, InputError, LatentsegError, UnsafeFileError
+from latentseg.files import open_regular, read_safetensors, sha256
+from latentseg.weights.archives import is_archive, unpacked
+from latentseg.weights.openvino_ir import read_graph
 from latentseg.weights.pickles import read_pickle
 from latentseg.weights.records import ModuleTree, TensorRecord, is_module, walk_modules
 from latentseg.weights.torch_files import read_torch
 
 ZIP = b"PK\x03\x04"
+XML = (b"<?xml", b"<net")
+MOST_NESTED = 3  # archives in archives: a wheel may hold a .tar, packed by gzip
 # A torch file older than 1.6 begins with this pickled number.
 LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
@@ -54,9 +59,11 @@ class Checkpoint:
     Attributes:
         path: The file or folder.
         sha256: Of the file; of the names and contents of all files, for a folder.
-        kind: "safetensors", "torch", "pickle", "folder"; "torchscript" or "exported" for a program.
+        kind: "safetensors", "torch", "pickle", "openvino", "folder"; "torchscript" or "exported"
+            for a program.
         tree: What the file holds: dicts, lists, plain values, tensors, and records of what would
-            have to be run to be more (`records`). A folder's is empty: see `inside`.
+            have to be run to be more (`records`); the graphs of OpenVINO's networks by name. A
+            folder's is empty: see `inside`.
         metadata: The text metadata of a safetensors file.
         sources: sha256 of program text embedded in the file (never run): the classes it came with.
     """
@@ -152,24 +159,44 @@ def _listed(names: list[str], most: int = 6) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "nothing"
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
+def open_checkpoint(path: Path | str, *, part: str | None = None) -> Checkpoint:
     """Opens a file or folder of weights by what it contains, whatever its name.
 
-    Pickles, and torch files, which contain one, are read by `pickles`, which runs nothing.
+    Pickles, and torch files, which contain one, are read by `pickles`, which runs nothing. Of an
+    archive the one checkpoint in it is opened; the path and the sha256 stay those of the archive.
+
+    Args:
+        path: A file, an archive, or a folder.
+        part: Of an archive with several checkpoints: what the name of the one meant ends with.
 
     Raises:
-        InputError: there is no such file.
-        UnsafeFileError: it could only be opened by running code from it.
+        InputError: there is no such file, or an archive does not hold one checkpoint.
+        UnsafeFileError: it could only be opened by running code from it, or it unfolds to many
+            times its size.
         CorruptFileError: it is damaged.
     """
-    path = Path(path)
+    return _opened(Path(path), part, MOST_NESTED)
+
+
+def _opened(path: Path, part: str | None, most_nested: int) -> Checkpoint:
     if path.is_dir():
+        if networks := _networks(path):
+            return _of_networks(path, networks)
         return Checkpoint(path, _folder_sha256(path), "folder", {})
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, never raises on a hostile name
         raise InputError(f"{path}: there is no such file.")
-    digest = sha256(path)
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         start = stream.read(64)
+    if start.lstrip(b"\xef\xbb\xbf \r\n").startswith(XML):
+        return _of_networks(path, _networks(path.parent))
+    if is_archive(path):
+        if not most_nested:
+            raise UnsafeFileError(f"{path}: archives in archives, more than {MOST_NESTED} deep.")
+        return _packed(path, part, most_nested)
+    return _of_file(path, start, sha256(path))
+
+
+def _of_file(path: Path, start: bytes, digest: str) -> Checkpoint:
     if start.startswith(ZIP):
         if program := _program(path):
             return Checkpoint(path, digest, program, {})
@@ -184,7 +211,38 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         contents = read(path)
         return Checkpoint(path, digest, kind, contents.tree, sources=contents.sources)
     raise CorruptFileError(
-        f"{path}: neither a safetensors, nor a torch, nor a pickle file. Was it downloaded whole?"
+        f"{path}: neither a safetensors, nor a torch, nor a pickle file, nor an archive. Was it "
+        "downloaded whole?"
+    )
+
+
+def _packed(path: Path, part: str | None, most_nested: int) -> Checkpoint:
+    """The checkpoint in an archive."""
+    with unpacked(path, part) as inner:
+        try:
+            opened = _opened(inner, part, most_nested - 1)
+        except LatentsegError as error:
+            raise type(error)(str(error).replace(str(inner), f"{path}: {inner.name}")) from error
+        if opened.kind in ("folder", "torchscript", "exported"):
+            raise InputError(f"{path}: holds a program, {inner.name}. Unpack it first.")
+        return replace(opened, path=path, sha256=sha256(path))
+
+
+def _networks(folder: Path) -> list[Path]:
+    """The networks of OpenVINO in a folder; each has two files."""
+    return sorted(path for path in folder.glob("*.xml") if path.with_suffix(".bin").is_file())
+
+
+def _of_networks(path: Path, networks: list[Path]) -> Checkpoint:
+    if not networks:
+        raise CorruptFileError(f"{path}: its constants, {path.stem}.bin, are not beside it.")
+    graphs = {}
+    for file in networks:
+        graph = read_graph(file)
+        graphs[graph.name or file.stem] = graph
+    files = sorted([*networks, *(file.with_suffix(".bin") for file in networks)])
+    return Checkpoint(
+        path, _sha256_of(path if path.is_dir() else path.parent, files), "openvino", graphs
     )
 
 
@@ -210,6 +268,9 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _folder_sha256(folder: Path) -> str:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _sha256_of(folder, sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def _sha256_of(folder: Path, files: list[Path]) -> str:
     lines = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()

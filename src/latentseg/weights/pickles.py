@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from latentseg.errors import CorruptFileError, InputError, UnsafeFileError
+from latentseg.files import open_regular
 from latentseg.weights.records import (
     NOTHING,
     ArrayRecord,
@@ -93,7 +94,7 @@ def opened(path: Path | str) -> Iterator[tuple[io.BufferedReader, int]]:
     if not os.path.isfile(path):  # unlike Path.is_file, never raises on a hostile name
         raise InputError(f"{path}: there is no such file.")
     try:
-        with open(path, "rb") as stream:
+        with open_regular(path) as stream:
             yield stream, os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import importlib.metadata
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from latentseg.errors import CorruptFileError, InputError, LatentsegError
 from latentseg.files import read_json
+from latentseg.plain_data import parse_json
 from latentseg.weights.containers import Checkpoint, Weights
 
 WEIGHTS = tuple(
@@ -110,7 +110,7 @@ def parse(configuration: str) -> dict[str, Any]:
         InputError: it is none.
     """
     try:
-        values = json.loads(configuration)
+        values = parse_json(configuration)
         values["_class_name"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"Not a configuration of diffusers: {configuration[:80]!r}.") from error

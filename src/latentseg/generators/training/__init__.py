@@ -1,5 +1,6 @@
 """Trains a generator on a folder of photos."""
 
-from latentseg.generators.training.loop import GeneratorTrainingConfig, train_generator
+from latentseg.generators.training.config import DEFAULTS, GeneratorTrainingConfig
+from latentseg.generators.training.loop import train_generator
 
-__all__ = ["GeneratorTrainingConfig", "train_generator"]
+__all__ = ["DEFAULTS", "GeneratorTrainingConfig", "train_generator"]

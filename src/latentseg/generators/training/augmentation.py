@@ -4,8 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-POLICIES = ("none", "color", "translation", "cutout")
-
 
 def augment(x: Tensor, policy: tuple[str, ...], probability: float = 1.0) -> Tensor:
     """Applies the transforms named in `policy`, each to its own random share of the batch.
@@ -37,8 +35,8 @@ def _uniform(x: Tensor) -> Tensor:
 def _color(x: Tensor) -> Tensor:
     """Brightness +-0.5, saturation x0-2, contrast x0.5-1.5."""
     x = x + (_uniform(x) - 0.5)
-    grey = x.mean(dim=1, keepdim=True)
-    x = grey + (x - grey) * (_uniform(x) * 2)
+    gray = x.mean(dim=1, keepdim=True)
+    x = gray + (x - gray) * (_uniform(x) * 2)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (x - mean) * (_uniform(x) + 0.5)
 
@@ -59,10 +57,10 @@ def _translation(x: Tensor) -> Tensor:
 def _cutout(x: Tensor) -> Tensor:
     """Blanks a square of half the size at a random place."""
     batch, _, height, width = x.shape
-    centre_y = torch.randint(0, height, (batch, 1)).to(x.device)
-    centre_x = torch.randint(0, width, (batch, 1)).to(x.device)
-    rows = (torch.arange(height, device=x.device)[None] - centre_y).abs() < height // 4
-    columns = (torch.arange(width, device=x.device)[None] - centre_x).abs() < width // 4
+    center_y = torch.randint(0, height, (batch, 1)).to(x.device)
+    center_x = torch.randint(0, width, (batch, 1)).to(x.device)
+    rows = (torch.arange(height, device=x.device)[None] - center_y).abs() < height // 4
+    columns = (torch.arange(width, device=x.device)[None] - center_x).abs() < width // 4
     hidden = rows[:, :, None] & columns[:, None, :]
     return x.masked_fill(hidden[:, None], 0)
 

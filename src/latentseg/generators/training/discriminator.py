@@ -14,11 +14,11 @@ from latentseg.generators.families.stylegan2 import (
     normalise_second_moment,
 )
 
-GROUP = 4  # samples compared by the minibatch deviation; Karras et al. 2020
+GROUP = 4  # samples compared by the minibatch std; Karras et al. 2020
 
 
 class Convolution(nn.Module):
-    """A convolution with equalised learning rate, bias and leaky ReLU."""
+    """A convolution with equalized learning rate, bias and leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, *, size: int) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ class Block(nn.Module):
         return (x + shortcut) * math.sqrt(0.5)
 
 
-def minibatch_deviation(x: Tensor) -> Tensor:
-    """Appends the deviation within groups of samples: (B, C, H, W) to (B, C + 1, H, W).
+def minibatch_std(x: Tensor) -> Tensor:
+    """Appends the std within groups of samples, averaged: (B, C, H, W) to (B, C + 1, H, W).
 
     Source: Karras et al. 2018, section 3.
     """
     batch, channels, height, width = x.shape
     group = math.gcd(batch, GROUP)
     grouped = x.float().reshape(group, -1, channels, height, width)
-    deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
-    plane = deviation.repeat(group)[:, None, None, None].expand(-1, 1, height, width)
+    std = (grouped.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    plane = std.repeat(group)[:, None, None, None].expand(-1, 1, height, width)
     return torch.cat([x, plane.to(x.dtype)], dim=1)
 
 
@@ -96,7 +96,7 @@ class Discriminator(nn.Module):
         x = self.fromrgb(x)
         for block in self.blocks:
             x = block(x)
-        x = self.conv(minibatch_deviation(x))
+        x = self.conv(minibatch_std(x))
         x = self.out(self.hidden(x.float().flatten(1)))
         if not self.n_classes or labels is None:
             return x[:, 0].float()

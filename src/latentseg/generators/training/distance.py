@@ -58,7 +58,7 @@ def _laplacian(images: Tensor) -> list[Tensor]:
 
 
 def _descriptors(level: Tensor, patches: int, generator: torch.Generator) -> Tensor:
-    """(N * patches, 147): neighbourhoods, each channel normalised over the whole set."""
+    """(N * patches, 147): neighbourhoods, each channel normalized over the whole set."""
     n, _, height, width = level.shape
     top = torch.randint(0, height - PATCH + 1, (n, patches), generator=generator)
     left = torch.randint(0, width - PATCH + 1, (n, patches), generator=generator)
@@ -68,8 +68,8 @@ def _descriptors(level: Tensor, patches: int, generator: torch.Generator) -> Ten
     samples = torch.arange(n)[:, None, None, None]
     cut = level.permute(0, 2, 3, 1)[samples, rows, columns]  # (N, patches, 7, 7, 3)
     mean = cut.mean(dim=(0, 1, 2, 3))
-    deviation = cut.std(dim=(0, 1, 2, 3)) + 1e-8
-    return ((cut - mean) / deviation).flatten(2).flatten(0, 1)
+    std = cut.std(dim=(0, 1, 2, 3)) + 1e-8
+    return ((cut - mean) / std).flatten(2).flatten(0, 1)
 
 
 FEATURE_BATCH = 32
@@ -89,12 +89,12 @@ class FrechetDistance:
 
     def __init__(self, weights: Path | str, photos: Tensor) -> None:
         if not Path(weights).is_file():
-            raise InputError(f"--inception {weights}: there is no such file.")
+            raise InputError(f"`inception`: {weights}: there is no such file.")
         try:
             module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
         except (ImportError, RuntimeError, OSError) as error:
             raise InputError(
-                f"--inception needs torch-fidelity and a torchvision that fits torch ({error}). "
+                f"`inception`: needs torch-fidelity and a torchvision that fits torch ({error}). "
                 "Install: pip install 'latentseg[metrics]'; see `latentseg doctor`."
             ) from error
         self.extractor = module.FeatureExtractorInceptionV3(
@@ -124,7 +124,7 @@ def gaussian(features: NDArray[np.float64]) -> Gaussian:
 def frechet(a: Gaussian, b: Gaussian) -> float:
     """Frechet distance of two Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    Source: Dowson and Landau 1982; as used by Heusel et al. 2017, eq. 6.
+    Source: Dowson and Landau 1982; as used by Heusel et al. 2017, Eq. 6.
     """
     (mean_a, cov_a), (mean_b, cov_b) = a, b
     root = scipy.linalg.sqrtm(cov_a @ cov_b)

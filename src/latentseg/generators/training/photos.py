@@ -53,7 +53,7 @@ def _shuffled(positions: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 def read_photos(folder: Path | str, size: tuple[int, int], *, with_classes: bool = False) -> Photos:
-    """Reads all photos of a folder, scaled to cover `size` and cut at the centre.
+    """Reads all photos of a folder, scaled to cover `size` and cut at the center.
 
     Args:
         folder: Photos; with `with_classes`, one subfolder of photos per class.
