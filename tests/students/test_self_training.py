@@ -11,21 +11,18 @@ from latentseg.files import verify_manifest
 from latentseg.images import write_image
 from latentseg.seeds import random_generator
 from latentseg.students.networks import build_network
-from latentseg.students.segmenter import Segmenter
-from latentseg.students.self_training import (
+from latentseg.students.photo_labels import (
     PhotoLabels,
-    PhotoPairs,
-    SelfTrainingConfig,
-    confidence,
     label_photos,
     likely_areas,
     match_area,
     mean_iou,
-    read_photos,
-    self_train,
-    sharpen,
     soft_labels,
 )
+from latentseg.students.photo_pairs import PhotoPairs, confidence, sharpen
+from latentseg.students.segmenter import Segmenter
+from latentseg.students.self_training import read_photos, self_train
+from latentseg.students.self_training_settings import SelfTrainingConfig
 from latentseg.students.training import TrainConfig, train
 from tests.students.toy import QUICK, Discs, iou_of
 

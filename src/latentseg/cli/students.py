@@ -21,6 +21,7 @@ from latentseg.cli.flags import (
     write_result,
 )
 from latentseg.cli.results import print_results
+from latentseg.cli.self_training import SELF_TRAINING, OfSelfTraining
 from latentseg.errors import InputError
 from latentseg.files import read_json
 
@@ -47,8 +48,9 @@ def train(
     soft: bool = True,
     group: tuple[str, ...] = (),
     size: tuple[int, int] | None = None,
-    photos: Path | None = None,
+    photos: tuple[Path, ...] = (),
     rounds: int = 3,
+    self_training: OfSelfTraining = SELF_TRAINING,
     seed: int = 0,
     processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
@@ -79,7 +81,8 @@ def train(
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
         size: Height and width at which the student works; by default those of the first image, and
             at least 128 px for an encoder that has seen photos.
-        photos: Unlabelled photos of the same domain, for self-training afterwards.
+        photos: Unlabelled photos of the same domain, for self-training afterwards; more than the
+            generator saw if there are more. Photos, or folders.
         rounds: Rounds of self-training.
         seed: Of everything random.
     """
@@ -88,7 +91,8 @@ def train(
     from latentseg.datasets.shard_files import is_sharded
     from latentseg.datasets.shard_pairs import ShardPairs
     from latentseg.distributed import rank_and_world
-    from latentseg.students.self_training import SelfTrainingConfig, self_train
+    from latentseg.students.self_training import self_train
+    from latentseg.students.self_training_settings import SelfTrainingConfig
     from latentseg.students.training import PRESETS
     from latentseg.students.training import train as train_student
 
@@ -133,7 +137,7 @@ def train(
             photos,
             pairs,
             out=out / "photos",
-            config=SelfTrainingConfig(rounds=rounds, train=config),
+            config=self_training.changed(SelfTrainingConfig(rounds=rounds, train=config)),
             device=common.device,
             quiet=common.quiet,
         )
@@ -326,8 +330,12 @@ def student_config(
     base: "TrainConfig", *, network: str | None, width: float | None, steps: int | None
 ) -> "TrainConfig":
     """`base` with other sizes; the learning rate falls at the same share of the steps."""
+    from latentseg.students.networks import initialized_on
+
     if network not in (None, "unet") and width is None:
         width = 1.0  # the width of a preset is one of the U-Net
+    if network is not None and steps is None and initialized_on(network):
+        steps = base.steps // 2  # it has learned before
     decay_at = None if steps is None else round(steps * base.decay_at / base.steps)
     return changed(base, network=network, width=width, steps=steps, decay_at=decay_at)
 

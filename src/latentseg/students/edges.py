@@ -9,14 +9,14 @@ EPSILON = 1e-3  # of the variance of gray in 0..1: fainter edges are smoothed ov
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
 
 
-def check_radius(radius: int | None) -> None:
+def check_radius(radius: int | None, field: str = "edges") -> None:
     """Refuses windows of no pixels.
 
     Raises:
-        InputError: `edges` is below 1.
+        InputError: the radius, which the field `field` holds, is below 1.
     """
     if radius is not None and radius < 1:
-        raise InputError(f"`edges`: expected a radius of at least 1 pixel, found {radius}.")
+        raise InputError(f"`{field}`: expected a radius of at least 1 pixel, found {radius}.")
 
 
 def gray(x: Tensor) -> Tensor:

@@ -1,0 +1,47 @@
+"""Flags of self-training, which `train` and `run` share."""
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, arg
+
+if TYPE_CHECKING:
+    from latentseg.students.self_training_settings import SelfTrainingConfig
+
+OF_PRESET = arg(help_behavior_hint="(default: that of the preset)")
+
+YesNo = Literal["yes", "no"]
+
+
+@dataclass(frozen=True)
+class SelfTrainingFlags:
+    """How unlabelled photos are used."""
+
+    max_photos: Annotated[int | None, OF_PRESET] = None
+    """At most so many photos, chosen at random."""
+    photo_share: Annotated[float | None, OF_PRESET] = None
+    """Photos in a batch, as a share; the rest are synthetic pairs."""
+    adapt: Annotated[YesNo | None, OF_PRESET] = None
+    """The first student labels photos by their own batch statistics."""
+    area: Annotated[float | None, OF_PRESET] = None
+    """The share of all pixels that objects cover in the photos, if you know it."""
+    area_from: Annotated[Literal["student", "pairs"] | None, OF_PRESET] = None
+    """What this share is taken from: what the first student saw, or the synthetic masks."""
+    hold_threshold: Annotated[YesNo | None, OF_PRESET] = None
+    """The last student gets the threshold at which objects cover that share."""
+    agreement_smoothing: Annotated[float | None, OF_PRESET] = None
+    """Labels are this much smoother where the views of a photo disagree, 0 to 1."""
+    mixing: Annotated[Literal["none", "cutmix", "classmix"] | None, OF_PRESET] = None
+    """Paste pieces of pictures over others: rectangles, or objects."""
+    label_edges: Annotated[int | None, OF_PRESET] = None
+    """Labels end at edges of the photo within this many pixels (guided filter)."""
+
+    def changed(self, base: "SelfTrainingConfig") -> "SelfTrainingConfig":
+        """`base` with what was given."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {n: v == "yes" if v in ("yes", "no") else v for n, v in given.items()}
+        return replace(base, **{n: v for n, v in values.items() if v is not None})
+
+
+SELF_TRAINING = SelfTrainingFlags()
+OfSelfTraining = OmitArgPrefixes[SelfTrainingFlags]
