@@ -41,6 +41,7 @@ from latentseg.labelers.painted import PaintedImages
 from latentseg.labelers.presets import LABELERS
 from latentseg.labelers.protocols import HasMembers, Labeler, SoftLabeler
 from latentseg.progress import say
+from latentseg.students.networks import find_encoder_weights, initialized_on
 from latentseg.students.segmenter import Segmenter, ensemble
 from latentseg.students.self_training import self_train
 from latentseg.students.self_training_settings import SelfTrainingConfig
@@ -218,6 +219,7 @@ def run(
         trust_code=trust_code,
     )
     images = _painted(config, painted, source)
+    find_encoder_weights(config.student.network, config.student.encoder_weights)
     measured = [open_dataset(path, grouping=groupings) for path in eval_data]
     true_masks = None if ceiling is None else open_dataset(ceiling, grouping=groupings)
     asked = {
@@ -251,6 +253,8 @@ def run(
         )
         student = job.student(synthetic)
         setting = "label-free" if images is None else images.summary
+        if initialized_on(config.student.network):
+            setting += ", initialized encoder (**)"
         settings = {setting: student}
         if places:
             pairs = next(iter(synthetic.values()))

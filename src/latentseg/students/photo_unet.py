@@ -10,20 +10,22 @@ SKIP_STAGES = (0, 1, 2, 4, 6)  # the last stage of strides 2, 4, 8, 16 and 32
 SKIP_CHANNELS = (STAGES[0].channels, *CHANNELS)
 DECODER_CHANNELS = (96, 64, 48, 32)
 STRIDE = 32
+GROUPS = 8  # of channels that are normalized together
 
 
 class PhotoUNet(nn.Module):
     """EfficientNet-Lite0 at strides 2 to 32, and a decoder that goes back up to stride 2.
 
-    The encoder has no batch statistics of its own: those of ImageNet are folded into its
-    convolutions, which are trained as they are. So it answers generated images in training and
-    photos later by the same rule. Any height and width; edge pixels are repeated up to the next
-    multiple of 32.
+    There are no batch statistics, which would be those of generated images and wrong for photos:
+    the encoder's of ImageNet are folded into its convolutions, which are trained as they are, and
+    the decoder normalizes each image by itself, in groups of channels. Any height and width; edge
+    pixels are repeated up to the next multiple of 32.
 
     Args:
         n_classes: Number of logits.
 
-    Source: Ronneberger et al. 2015 (U-Net); Tan and Le 2019 (EfficientNet).
+    Source: Ronneberger et al. 2015 (U-Net); Tan and Le 2019 (EfficientNet); Wu and He 2018 (group
+    normalization).
     """
 
     def __init__(self, n_classes: int) -> None:
@@ -40,12 +42,14 @@ class PhotoUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes, H, W) of images (B, 3, H, W) in [-1, 1]."""
         height, width = x.shape[-2:]
-        x = functional.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        # Sizes are products of 32: so an exported program proves that maps fit each other.
+        size = [STRIDE * ((side + STRIDE - 1) // STRIDE) for side in (height, width)]
+        x = functional.pad(x, (0, size[1] - width, 0, size[0] - height), mode="replicate")
         *skips, y = self.encoder(x)
         for block, skip in zip(self.up, reversed(skips), strict=True):
-            y = functional.interpolate(y, scale_factor=2, mode="bilinear")
+            y = functional.interpolate(y, size=skip.shape[-2:], mode="bilinear")
             y = block(torch.cat([skip, y], dim=1))
-        y = functional.interpolate(self.exit(y), scale_factor=2, mode="bilinear")
+        y = functional.interpolate(self.exit(y), size=size, mode="bilinear")
         return y[..., :height, :width]
 
 
@@ -85,9 +89,9 @@ def _make_trainable(convolution: Convolution) -> None:
 def _double_convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.GroupNorm(GROUPS, outputs),
         nn.ReLU(inplace=True),
         nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.GroupNorm(GROUPS, outputs),
         nn.ReLU(inplace=True),
     )
