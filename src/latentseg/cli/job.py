@@ -49,7 +49,7 @@ RESERVED = (
     *("photos", "rounds", "ceiling", "count", "network", "width", "steps", "protocol", "seed"),
     *("keep-dataset", "classes", "option", "latents", "device", "devices", "nodes"),
     *("encoder-weights", "encoder-lr", "ema", "student-size", "max-photos", "photo-share"),
-    *("adapt", "area", "area-from", "hold-threshold", "agreement-smoothing", "mixing"),
+    *("adapt", "area", "area-from", "hold-last", "agreement-smoothing", "mixing"),
     *("label-edges",),
 )
 

@@ -27,8 +27,8 @@ class SelfTrainingFlags:
     """The share of all pixels that objects cover in the photos, if you know it."""
     area_from: Annotated[Literal["student", "pairs"] | None, OF_PRESET] = None
     """What this share is taken from: what the first student saw, or the synthetic masks."""
-    hold_threshold: Annotated[YesNo | None, OF_PRESET] = None
-    """The last student gets the threshold at which objects cover that share."""
+    hold_last: Annotated[YesNo | None, OF_PRESET] = None
+    """The last student is shifted until objects cover that share in the photos."""
     agreement_smoothing: Annotated[float | None, OF_PRESET] = None
     """Labels are this much smoother where the views of a photo disagree, 0 to 1."""
     mixing: Annotated[Literal["none", "cutmix", "classmix"] | None, OF_PRESET] = None

@@ -1,12 +1,14 @@
 """What a student sees in unlabelled photos: labels for the next one, held to a known area."""
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from latentseg.datasets.pairs import Batch, Pairs
@@ -21,7 +23,7 @@ from latentseg.students.self_training_settings import SelfTrainingConfig
 
 LABEL_BATCH = 64  # photos that the teacher labels together
 LEVELS = 1_000  # of a probability, where a threshold is searched
-THRESHOLDS = (0.05, 0.95)  # beyond, a student has not learned what is an object
+HELD = (0.05, 0.95)  # probabilities beyond are never shifted to one half
 AREA_SAMPLES = 512  # synthetic masks from which the likely areas are learned
 
 
@@ -50,29 +52,24 @@ class PhotoLabels:
         return area_share(self.foreground)
 
 
-def likely_areas(pairs: Pairs) -> tuple[float, float]:
-    """Least and largest share of a photo that an object may cover, learned from synthetic masks.
-
-    From half of their 1 % quantile to halfway between their 99 % quantile and the whole image:
-    generated objects are likely to be more alike than real ones.
-    """
-    low, high = np.quantile(_areas(pairs).cpu().numpy(), [0.01, 0.99])
-    return float(low / 2), float((1 + high) / 2)
-
-
-def mean_area(pairs: Pairs) -> float:
-    """The share of the image that the objects of synthetic masks cover, on average."""
-    return float(_areas(pairs).mean())
-
-
-def _areas(pairs: Pairs) -> Tensor:
-    """The share of each of `AREA_SAMPLES` images that its objects cover."""
+def object_areas(pairs: Pairs) -> NDArray[np.float64]:
+    """The share of the image that the objects of synthetic masks cover, (AREA_SAMPLES,)."""
     shares = []
     for step in range(AREA_SAMPLES // LABEL_BATCH):
         masks, weights = soft_labels(pairs.batch(step, LABEL_BATCH), pairs.classes)
         covered = ((1 - masks[:, 0]) * weights).sum(dim=(1, 2))
         shares.append(covered / weights.sum(dim=(1, 2)).clamp(min=1))
-    return torch.cat(shares)
+    return torch.cat(shares).cpu().double().numpy()
+
+
+def likely_areas(areas: NDArray[np.float64]) -> tuple[float, float]:
+    """Least and largest share of a photo that an object may cover, from those of synthetic masks.
+
+    From half of their 1 % quantile to halfway between their 99 % quantile and the whole image:
+    generated objects are likely to be more alike than real ones.
+    """
+    low, high = np.quantile(areas, [0.01, 0.99])
+    return float(low / 2), float((1 + high) / 2)
 
 
 @torch.inference_mode()
@@ -152,27 +149,30 @@ def match_area(probabilities: Tensor, share: float) -> Tensor:
 
 
 @torch.inference_mode()
-def held_threshold(segmenter: Segmenter, photos: Pixels, share: float) -> Segmenter:
-    """The same segmenter with the threshold at which objects cover `share` of these photos.
+def hold_area(segmenter: Segmenter, photos: Pixels, share: float) -> Segmenter:
+    """The same segmenter with the odds of the background shifted, alike for all pixels.
 
-    With several classes the largest probability decides, and the segmenter comes back unchanged.
+    They are shifted until the foreground is more likely than not in `share` of the pixels.
 
     Args:
-        segmenter: Of one class or more.
+        segmenter: Networks whose last convolution gives their logits.
         photos: (N, H, W, 3) uint8, at the size of the student's training.
         share: Of all pixels together, in (0, 1).
     """
-    if len(segmenter.classes) > 1:
-        return segmenter
     counts = torch.zeros(LEVELS, dtype=torch.int64)
     for start in range(0, len(photos), LABEL_BATCH):
         x = to_tensor(photos[start : start + LABEL_BATCH]).to(segmenter.device)
-        levels = (segmenter.logits(x).exp()[:, 1] * LEVELS).long().clamp(0, LEVELS - 1)
+        levels = ((1 - segmenter.logits(x).exp()[:, 0]) * LEVELS).long().clamp(0, LEVELS - 1)
         counts += torch.bincount(levels.flatten().cpu(), minlength=LEVELS)
     above = counts.flip(0).cumsum(0).flip(0) / counts.sum()
-    threshold = int((above >= share).sum()) / LEVELS
-    low, high = THRESHOLDS
-    return segmenter.with_members(list(segmenter.members), threshold=min(max(threshold, low), high))
+    low, high = HELD
+    threshold = min(max(int((above >= share).sum()) / LEVELS, low), high)
+    members = [copy.deepcopy(member) for member in segmenter.members]
+    for member in members:
+        bias = [m for m in member.modules() if isinstance(m, nn.Conv2d)][-1].bias
+        assert bias is not None  # of logits
+        bias[0] += math.log(threshold / (1 - threshold))
+    return segmenter.with_members(members)
 
 
 def _foreground(probabilities: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from latentseg.datasets.pairs import Pairs
@@ -17,11 +18,11 @@ from latentseg.images import Pixels, cover, list_images, read_image, to_tensor
 from latentseg.progress import say
 from latentseg.students.photo_labels import (
     PhotoLabels,
-    held_threshold,
+    hold_area,
     label_photos,
     likely_areas,
-    mean_area,
     mean_iou,
+    object_areas,
 )
 from latentseg.students.photo_pairs import PhotoPairs
 from latentseg.students.scaled_pairs import at_size
@@ -86,11 +87,12 @@ def self_train(
         record = {**asdict(config), "segmenter": segmenter.digest, "photos_sha256": digest}
         (out / MANIFEST).unlink(missing_ok=True)  # more rounds may be asked for
         claim(out, record, free=("rounds", "train.encoder_weights"))
-        areas = likely_areas(pairs)
+        drawn = object_areas(pairs)
+        areas = likely_areas(drawn)
         student = segmenter.to(pick_device(device))
         if config.adapt:
             student = adapt_statistics(student, _statistics_batches(pictures))
-        share = _known_share(config, pairs)
+        share = _known_share(config, drawn)
         labels = _labels(
             student, pictures, config, areas, share=share, folder=out / "labels-0", quiet=quiet
         )
@@ -124,8 +126,8 @@ def self_train(
             if stop == "agreed":
                 break
         _report(rounds, out, quiet=quiet)
-        if config.hold_threshold and share is not None:
-            student = held_threshold(student, pictures, share)
+        if config.hold_last and share is not None and student is not segmenter:
+            student = hold_area(student, pictures, share)
         student.save(out / "model")
         write_manifest(out)
     return Segmenter.from_pretrained(out / "model", device=device)
@@ -166,12 +168,12 @@ def read_photos(
     return pictures
 
 
-def _known_share(config: SelfTrainingConfig, pairs: Pairs) -> float | None:
+def _known_share(config: SelfTrainingConfig, areas: NDArray[np.float64]) -> float | None:
     """The share of all pixels that objects shall cover, if it does not depend on the student."""
     if not config.hold_area:
         return None
     if config.area is None and config.area_from == "pairs":
-        return mean_area(pairs)
+        return float(areas.mean())
     return config.area
 
 

@@ -26,8 +26,8 @@ class SelfTrainingConfig:
     mixing: Literal["none", "cutmix", "classmix"] = "none"  # of the pictures in a batch
     hold_area: bool = True  # let objects cover, on average, a share of the photos that is known
     area: float | None = None  # this share of all pixels; None: see `area_from`
-    area_from: Literal["student", "pairs"] = "student"  # what the first one saw; synthetic masks
-    hold_threshold: bool = False  # the last student gets the threshold that holds the area, too
+    area_from: Literal["student", "pairs"] = "pairs"  # what the first one saw; synthetic masks
+    hold_last: bool = True  # the odds of the last student are shifted until it holds the area, too
     min_component: float = 0.2  # components stay above this share of the largest one's area
     min_consistency: float = 0.5  # least IoU of the masks of one photo over scales and mirror image
     stop_agreement: float = 0.95  # mean IoU of successive students' masks at which to stop
