@@ -46,6 +46,7 @@ class Choice:
 
 
 LITE0 = {"network": "unet:efficientnet-lite0", "width": 1.0}
+PLAIN = {"mixing": "none"}
 CHOICES = {
     "scratch": Choice({}),
     "student": Choice(LITE0),
@@ -56,14 +57,15 @@ CHOICES = {
     "student, ema": Choice({**LITE0, "ema": 0.98}),
     "student, encoder at full rate": Choice({**LITE0, "encoder_lr": 1e-3}),
     "student, 224 px": Choice({**LITE0, "size": (224, 224)}),
-    "photos": Choice(LITE0, photos={}),
-    "photos, area of the student": Choice(LITE0, photos={"area_from": "student"}),
-    "photos, last not held": Choice(LITE0, photos={"hold_last": False}),
+    "photos": Choice(LITE0, photos=PLAIN),
+    "photos, area of the student": Choice(LITE0, photos={**PLAIN, "area_from": "student"}),
+    "photos, last not held": Choice(LITE0, photos={**PLAIN, "hold_last": False}),
     "photos, classmix": Choice(LITE0, photos={"mixing": "classmix"}),
     "photos, cutmix": Choice(LITE0, photos={"mixing": "cutmix"}),
-    "photos, smoothing": Choice(LITE0, photos={"agreement_smoothing": 0.5}),
-    "photos, label edges": Choice(LITE0, photos={"label_edges": 8}),
-    "photos, warm": Choice(LITE0, photos={"warm_start": True}),
+    "photos, smoothing": Choice(LITE0, photos={**PLAIN, "agreement_smoothing": 0.5}),
+    "photos, label edges": Choice(LITE0, photos={**PLAIN, "label_edges": 8}),
+    "photos, warm": Choice(LITE0, photos={**PLAIN, "warm_start": True}),
+    "photos, default": Choice(LITE0, photos={}),
 }
 
 

@@ -35,6 +35,7 @@ CONFIG = SelfTrainingConfig(
     rounds=1,
     train=TRAIN,
     scales=(1.0,),
+    mixing="none",
     hold_last=False,
     min_consistency=0.0,
     warm_start=True,

@@ -23,7 +23,7 @@ class SelfTrainingConfig:
     confidence_power: float = 1.0  # weight of a pixel: its confidence to this power; 0: all alike
     agreement_smoothing: float = 0.0  # a label is this much smoother where its views disagree
     label_edges: int | None = None  # labels end at edges of the photo within so many pixels
-    mixing: Literal["none", "cutmix", "classmix"] = "none"  # of the pictures in a batch
+    mixing: Literal["none", "cutmix", "classmix"] = "classmix"  # of the pictures in a batch
     hold_area: bool = True  # let objects cover, on average, a share of the photos that is known
     area: float | None = None  # this share of all pixels; None: see `area_from`
     area_from: Literal["student", "pairs"] = "pairs"  # what the first one saw; synthetic masks
