@@ -15,7 +15,7 @@ from latentseg.labelers.directions_settings import DirectionsConfig
 from latentseg.labelers.style_mixing_settings import StyleMixingConfig
 from latentseg.run import PRESETS, RunConfig, run
 from latentseg.students.segmenter import Segmenter
-from latentseg.students.self_training import SelfTrainingConfig
+from latentseg.students.self_training_settings import SelfTrainingConfig
 from latentseg.students.training import TrainConfig, train
 from latentseg.synthesis.writers import synthesize
 from tests.datasets.fabricate import blob, make_dataset

@@ -29,7 +29,7 @@ from latentseg.students import export as module
 from latentseg.students import onnx_predictor
 from latentseg.students.export import Agreement, export_segmenter
 from latentseg.students.graph import SegmenterGraph, record, resize
-from latentseg.students.networks import PaddedNetwork
+from latentseg.students.networks import PHOTO_UNET, PaddedNetwork, build_network
 from latentseg.students.onnx_predictor import Predictor, read_photo
 from latentseg.students.segmenter import Segmenter, ensemble
 from tests.closeness import assert_same_masks
@@ -508,6 +508,19 @@ def test_save_goes_on_where_a_kill_left_a_temporary_file(tmp_path):
     (tmp_path / ".latentseg-1-1.tmp").write_bytes(b"half")
     make_segmenter(1).save(tmp_path)
     assert Segmenter.from_pretrained(tmp_path).digest == make_segmenter(1).digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_student_that_knows_photos_is_exported_for_every_size(format, photos, tmp_path):
+    torch.manual_seed(0)
+    segmenter = Segmenter(
+        [build_network(PHOTO_UNET, 2)], classes=("a",), input_size=(32, 32), network=PHOTO_UNET
+    )
+    result = export_segmenter(segmenter, tmp_path, format=format, photos=photos, quiet=True)
+    assert result["agreement"]["equal_labels"] > 0.999
+    card = (tmp_path / "README.md").read_text()
+    assert "ImageNet weights of EfficientNet-Lite0, Apache-2.0 (**)" in card
 
 
 @pytest.mark.slow

@@ -353,7 +353,7 @@ def test_wrong_options_are_refused(field, value):
 
 
 def test_unknown_network_is_refused_before_any_work(tmp_path):
-    with pytest.raises(InputError, match="--network vnet"):
+    with pytest.raises(InputError, match=r"`network`: .vnet. is unknown"):
         train(SMALL, out=tmp_path / "a", config=replace(TINY, network="vnet"), quiet=True)
 
 

@@ -26,6 +26,7 @@ from latentseg.cli.flags import (
 )
 from latentseg.cli.messages import usage_error
 from latentseg.cli.results import print_results
+from latentseg.cli.self_training import SELF_TRAINING, OfSelfTraining
 from latentseg.files import read_json
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ def train(
     augment: OfPreset[Literal["none", "flip", "photo", "parts", "parts-photo"]] = None,
     weight_decay: OfPreset[float] = None,
     clip: OfPreset[float] = None,
+    encoder_weights: Maybe[Path] = None,
+    encoder_lr: Maybe[float] = None,
+    ema: Maybe[float] = None,
     soft: Off = True,
     group: Several[str] = (),
     size: Maybe[tuple[int, int]] = None,
-    photos: Maybe[Path] = None,
+    photos: Several[Path] = (),
     rounds: int = 3,
+    self_training: OfSelfTraining = SELF_TRAINING,
     seed: int = 0,
     processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
@@ -60,7 +65,9 @@ def train(
         dataset: Images with masks, synthetic or real: a folder, or shards.
         out: Folder of the training; RUN/model is the segmenter.
         preset: quick, standard or paper.
-        network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
+        network: "unet", the papers' own; "unet:efficientnet-lite0", whose encoder has seen the
+            photos of ImageNet (extra `features`); or "smp:ARCHITECTURE:ENCODER[:WEIGHTS]" with the
+            extra `networks`.
         width: Width of the U-Net, 1 in the paper.
         steps: Training steps.
         batch: Pairs per step.
@@ -69,10 +76,17 @@ def train(
             parts (Tritrong 2021): scaled, turned and moved; parts-photo: both.
         weight_decay: Of Adam.
         clip: Largest value of a gradient.
+        encoder_weights: File of the weights of a pretrained encoder; by default those of the
+            installed package, or of the user's cache.
+        encoder_lr: Learning rate of a pretrained encoder; by default a tenth of the other.
+        ema: The student is a moving average of its weights, of which this share is kept at each
+            step, for example 0.99.
         soft: Learn from the masks alone, even where the dataset has class probabilities.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
-        size: Height and width of its input; by default those of the first image.
-        photos: Unlabelled photos of the same domain, for self-training afterwards.
+        size: Height and width at which the student works; by default those of the first image, and
+            at least 128 px for an encoder that has seen photos.
+        photos: Unlabelled photos of the same domain, for self-training afterwards; more than the
+            generator saw if there are more. Photos, or folders.
         rounds: Rounds of self-training.
         seed: Of everything random.
     """
@@ -81,7 +95,8 @@ def train(
     from latentseg.datasets.shard_files import is_sharded
     from latentseg.datasets.shard_pairs import ShardPairs
     from latentseg.distributed import rank_and_world
-    from latentseg.students.self_training import SelfTrainingConfig, self_train
+    from latentseg.students.self_training import self_train
+    from latentseg.students.self_training_settings import SelfTrainingConfig
     from latentseg.students.training import PRESETS
     from latentseg.students.training import train as train_student
 
@@ -92,7 +107,16 @@ def train(
     base = PRESETS[preset]
     config = student_config(base, network=network, width=width, steps=steps)
     config = changed(
-        config, batch=batch, lr=lr, augment=augment, weight_decay=weight_decay, clip=clip
+        config,
+        batch=batch,
+        lr=lr,
+        augment=augment,
+        weight_decay=weight_decay,
+        clip=clip,
+        size=size,
+        encoder_weights=None if encoder_weights is None else str(encoder_weights),
+        encoder_lr=encoder_lr,
+        ema=ema,
     )
     config = replace(config, seed=seed)
     on_photos = SelfTrainingConfig(rounds=rounds, train=config)
@@ -120,7 +144,7 @@ def train(
             photos,
             pairs,
             out=out / "photos",
-            config=on_photos,
+            config=self_training.changed(on_photos),
             device=common.device,
             quiet=common.quiet,
         )
@@ -139,6 +163,8 @@ def evaluate(
     group: Several[str] = (),
     limit: Maybe[int] = None,
     flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    edges: Maybe[int] = None,
     common: CommonFlags = COMMON,
 ) -> None:
     """Measures a segmenter, or masks of any tool, on real photos, beside floors.
@@ -154,6 +180,10 @@ def evaluate(
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
         limit: At most so many photos, evenly spread.
         flip: Average the answer with that for the mirrored photo.
+        scales: Average the answers to the photo seen at these multiples of the size at which the
+            student works, for example 1 1.5.
+        edges: Let masks end where the brightness of the photo changes, within this many pixels of
+            the photo as the student sees it (guided filter).
     """
     from latentseg.evaluation.real_photos import evaluate as evaluate_model
 
@@ -166,6 +196,8 @@ def evaluate(
         group=group,
         limit=limit,
         flip=flip,
+        scales=scales,
+        edges=edges,
         device=common.device,
         quiet=common.quiet,
     )
@@ -190,6 +222,8 @@ def predict(
         *("masks", "overlays", "cutouts"),
     ),
     flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    edges: Maybe[int] = None,
     tile: Maybe[int] = None,
     tile_overlap: float = 0.5,
     common: CommonFlags = COMMON,
@@ -202,6 +236,10 @@ def predict(
         outputs: What is written: masks, overlays, cutouts, scores (.npy of float32), coco
             (annotations.json).
         flip: Average the answer with that for the mirrored photo.
+        scales: Average the answers to the photo seen at these multiples of the size at which the
+            student works, for example 1 1.5.
+        edges: Let masks end where the brightness of the photo changes, within this many pixels of
+            the photo as the student sees it (guided filter).
         tile: See photos whose shorter side is longer than this in windows of this many photo
             pixels, for small objects in large photos. About an object with its surroundings; at
             least the size that the student was trained at.
@@ -216,6 +254,8 @@ def predict(
         out,
         outputs=outputs,
         flip=flip,
+        scales=scales,
+        edges=edges,
         tile=tile,
         tile_overlap=tile_overlap,
         quiet=common.quiet,
@@ -298,8 +338,12 @@ def student_config(
     base: "TrainConfig", *, network: str | None, width: float | None, steps: int | None
 ) -> "TrainConfig":
     """`base` with other sizes; the learning rate falls at the same share of the steps."""
+    from latentseg.students.networks import initialized_on
+
     if network not in (None, "unet") and width is None:
         width = 1.0  # the width of a preset is one of the U-Net
+    if network is not None and steps is None and initialized_on(network):
+        steps = base.steps // 2  # it has learned before
     decay_at = None if steps is None else round(steps * base.decay_at / base.steps)
     return changed(base, network=network, width=width, steps=steps, decay_at=decay_at)
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,10 @@ from latentseg.images import (
     write_mask,
 )
 from latentseg.progress import Progress, say
+from latentseg.students.edges import check_radius
 from latentseg.students.photo_names import NamedPhoto, name_photos
 from latentseg.students.prediction_records import Record, Records, annotate, write_coco
-from latentseg.students.segmenter import Scores, Segmenter, View
+from latentseg.students.segmenter import WHOLE, Scores, Segmenter, View, check_scales
 from latentseg.students.tiling import OVERLAP, by_strips, check_tiling
 
 RECORDS = "predictions.jsonl"
@@ -54,6 +56,8 @@ def predict_files(
     *,
     outputs: Sequence[str] = DEFAULT_OUTPUTS,
     flip: bool = False,
+    scales: Sequence[float] = WHOLE,
+    edges: int | None = None,
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
     quiet: bool = False,
@@ -80,6 +84,8 @@ def predict_files(
         out: Folder of the results, made if missing.
         outputs: What is written, of `OUTPUTS`.
         flip: Average with the mirror image.
+        scales: Average over the photo at these multiples of the input size.
+        edges: Let masks follow the edges of the photo; see `Segmenter.predict`.
         tile: See large photos in windows of this many photo pixels; see `Segmenter.predict`.
         tile_overlap: Share of a window that its neighbour shows again.
         quiet: No progress line.
@@ -94,10 +100,10 @@ def predict_files(
     """
     out = Path(out)
     _check_outputs(outputs)
-    check_tiling(tile, tile_overlap, min(segmenter.input_size))
+    options = PhotoOptions(flip, tuple(scales), edges, tile, tile_overlap)
+    options.check(segmenter)
     named = name_photos(photos, out)
-    settings = _settings(segmenter, flip, tile, tile_overlap)
-    task = _Task(segmenter, out, tuple(outputs), flip, tile, tile_overlap, settings)
+    task = _Task(segmenter, out, tuple(outputs), options)
     _refuse_replacing(named, task)
     problems: dict[Path, str] = {}
     say(f"predict: {len(named)} photos; {', '.join(outputs)} to {out}", quiet=quiet)
@@ -128,6 +134,27 @@ def predict_files(
 
 
 @dataclass(frozen=True)
+class PhotoOptions:
+    """How each photo is looked at; see `Segmenter.predict`."""
+
+    flip: bool
+    scales: tuple[float, ...]
+    edges: int | None
+    tile: int | None
+    tile_overlap: float
+
+    def check(self, segmenter: Segmenter) -> None:
+        """Refuses what the segmenter cannot do, before any photo is read.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        check_scales(self.scales)
+        check_radius(self.edges)
+        check_tiling(self.tile, self.tile_overlap, min(segmenter.input_size))
+
+
+@dataclass(frozen=True)
 class _Read:
     """A photo that was read: as the networks see it and, if results show it, as it is."""
 
@@ -144,10 +171,23 @@ class _Task:
     segmenter: Segmenter
     out: Path
     outputs: tuple[str, ...]
-    flip: bool
-    tile: int | None
-    tile_overlap: float
-    settings: str
+    options: "PhotoOptions"
+
+    @cached_property
+    def settings(self) -> str:
+        """A digest of all that answers depend on, beside the photo."""
+        segmenter, options = self.segmenter, self.options
+        settings = {
+            "segmenter": segmenter.digest,
+            "classes": segmenter.classes,
+            "input_size": segmenter.input_size,
+            "threshold": segmenter.threshold,
+            "flip": options.flip,
+            "scales": options.scales,
+            "edges": options.edges,
+            "tile": None if options.tile is None else [options.tile, options.tile_overlap],
+        }
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def files(self, photo: NamedPhoto) -> dict[str, str]:
         """The files of a photo below the folder of the results, by output."""
@@ -171,7 +211,12 @@ class _Task:
     def read(self, photo: NamedPhoto) -> _Read:
         """Reads a photo and scales it."""
         stamp, image = _stamp(photo.path), read_image(photo.path)
-        view = self.segmenter.view(image, tile=self.tile, tile_overlap=self.tile_overlap)
+        view = self.segmenter.view(
+            image,
+            edges=self.options.edges,
+            tile=self.options.tile,
+            tile_overlap=self.options.tile_overlap,
+        )
         is_shown = not {"overlays", "cutouts"}.isdisjoint(self.outputs)
         return _Read(photo, stamp, view, image if is_shown else None)
 
@@ -220,19 +265,6 @@ class _Task:
             "files": list(files.values()),
             "annotations": annotate(mask, certainty) if "coco" in self.outputs else None,
         }
-
-
-def _settings(segmenter: Segmenter, flip: bool, tile: int | None, tile_overlap: float) -> str:
-    """A digest of all that answers depend on, beside the photo."""
-    settings = {
-        "segmenter": segmenter.digest,
-        "classes": segmenter.classes,
-        "input_size": segmenter.input_size,
-        "threshold": segmenter.threshold,
-        "flip": flip,
-        "tile": None if tile is None else [tile, tile_overlap],
-    }
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def _check_outputs(outputs: Sequence[str]) -> None:
@@ -326,7 +358,9 @@ def _segment(
     views = [one.view for one in read]
     return [
         writers.submit(task.write, read[index], *task.collect(read[index], strips))
-        for index, strips in task.segmenter.strips(views, flip=task.flip)
+        for index, strips in task.segmenter.strips(
+            views, flip=task.options.flip, scales=task.options.scales
+        )
     ]
 
 
