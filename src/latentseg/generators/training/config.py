@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-CHANGEABLE = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
+# Those that may change when a training goes on.
+CHANGEABLE = ("lr", "discriminator_lr", "ema_images", "augmentation")
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class GeneratorTrainingConfig:
         images: Photos shown to the discriminator in all; may be raised later to go on.
         batch: Photos per step.
         lr: Learning rate of both networks (Adam, betas 0 and 0.99); may be changed to go on, as
-            `ema_images` and `augmentation` may: a lower rate at the end gives cleaner images.
-        discriminator_lr: Learning rate of the discriminator, if another; it changes with `lr` in
-            proportion when a training goes on.
+            `discriminator_lr`, `ema_images` and `augmentation` may: lower rates at the end give
+            cleaner images.
+        discriminator_lr: Learning rate of the discriminator, if another; may be changed to go on.
         r1_weight, r1_interval: Gradient penalty on photos, every so many steps (lazy); not with
             features.
         style_mixing: Chance that an image is drawn from two styles.
