@@ -61,16 +61,15 @@ class GeneratorTrainingConfig:
 # What each kind of features is trained with, where nothing else is asked for.
 DEFAULTS = {
     "none": GeneratorTrainingConfig(),
-    # Rates and blur of Sauer et al. 2021 for a StyleGAN2. Small batches take more steps with as
-    # many images; augmented colors would hide those of the photos, which the features hardly tell.
+    # Rates and augmentation of Sauer et al. 2021. Small batches take more steps with as many images.
     "efficientnet-lite0": GeneratorTrainingConfig(
         features="efficientnet-lite0",
         batch=16,
         lr=2e-3,
         discriminator_lr=2e-4,
-        augmentation=("translation",),
+        augmentation=("color", "translation", "cutout"),
         style_mixing=0.5,
-        blur_images=32_000,
+        blur_images=8_000,
     ),
 }
 

@@ -194,7 +194,8 @@ def commands_of(config: GeneratorTrainingConfig, rows: list[dict[str, Any]]) -> 
     ]
     return "\n".join(
         _command(
-            replace(config, **{s: _setting(stage[-1].get(s)) for s in CHANGEABLE}), stage[-1]["images"]
+            replace(config, **{s: _setting(stage[-1].get(s)) for s in CHANGEABLE}),
+            stage[-1]["images"],
         )
         for stage in stages
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latentseg.devices import autocast, pick_precision
-from latentseg.distributed import OwnDraws, Team, normalise_over_all
+from latentseg.distributed import OwnDraws, Team
 from latentseg.errors import InputError
 from latentseg.generators.families.stylegan2 import StyleGAN2, StyleGAN2Config
 from latentseg.generators.training.config import GeneratorTrainingConfig
@@ -58,7 +58,6 @@ class Training:
         self.average.load_state_dict(self.generator.state_dict())
         self.objective = self._objective(network, features)
         self.discriminator = _placed(self.objective.network, self.device)
-        normalise_over_all(self.discriminator, team)
         lr, lazy = config.discriminator_lr or config.lr, self.objective.lazy
         self.generator_adam = _adam(self.generator.parameters(), config.lr, 1.0)
         self.discriminator_adam = _adam(self.discriminator.parameters(), lr, lazy)
@@ -152,7 +151,9 @@ class Training:
         half_life = min(self.config.ema_images, 0.05 * shown)
         kept = 0.5 ** (self.config.batch / max(half_life, 1e-8))
         averaged, current = self.average.state_dict(), self.generator.state_dict()
-        torch._foreach_lerp_(list(averaged.values()), [current[name] for name in averaged], 1 - kept)
+        torch._foreach_lerp_(
+            list(averaged.values()), [current[name] for name in averaged], 1 - kept
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as named tensors."""
