@@ -61,7 +61,7 @@ class GeneratorTrainingConfig:
 # What each kind of features is trained with, where nothing else is asked for.
 DEFAULTS = {
     "none": GeneratorTrainingConfig(),
-    # Rates and augmentation of Sauer et al. 2021. Small batches take more steps with as many images.
+    # Rates and augmentation of Sauer et al. 2021. Small batches: more steps with as many images.
     "efficientnet-lite0": GeneratorTrainingConfig(
         features="efficientnet-lite0",
         batch=16,
