@@ -209,11 +209,11 @@ def train_generator(
         style_mixing: Chance that an image is drawn from two styles; 0.9, with features 0.5.
         ema_images: Half-life of the averaged generator, in photos shown.
         augmentation: Differentiable augmentation of photos and drawn images: color and
-            translation, with features translation alone.
+            translation, with features cutout as well.
         adaptive: Let its strength follow the discriminator's overfitting.
         feature_px: Shorter side at which the features see an image: 1.5 times that of the size.
         feature_weights: File of EfficientNet-Lite0; by default that of the installed package.
-        blur_images: Photos until which the features see blurred images; 32 000 with features.
+        blur_images: Photos until which the features see blurred images; 8 000 with features.
         classes: Learn the subfolders as classes.
         precision: auto takes bf16 where the hardware has it.
         report_images: Photos between two reports.

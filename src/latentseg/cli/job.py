@@ -36,7 +36,7 @@ from latentseg.cli.methods import (
     with_settings,
 )
 from latentseg.cli.results import print_results
-from latentseg.cli.self_training import OF_PRESET, SELF_TRAINING, OfSelfTraining
+from latentseg.cli.self_training import SELF_TRAINING, OfSelfTraining
 from latentseg.cli.students import student_config
 from latentseg.errors import InputError
 from latentseg.files import read_json

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from latentseg.configs import check_choice, check_range
 from latentseg.errors import InputError
 
-CHANGEABLE = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
+# Those that may change when a training goes on.
+CHANGEABLE = ("lr", "discriminator_lr", "ema_images", "augmentation")
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class GeneratorTrainingConfig:
         images: Photos shown to the discriminator in all; may be raised later to go on.
         batch: Photos per step.
         lr: Learning rate of both networks (Adam, betas 0 and 0.99); may be changed to go on, as
-            `ema_images` and `augmentation` may: a lower rate at the end gives cleaner images.
-        discriminator_lr: Learning rate of the discriminator, if another; it changes with `lr` in
-            proportion when a training goes on.
+            `discriminator_lr`, `ema_images` and `augmentation` may: lower rates at the end give
+            cleaner images.
+        discriminator_lr: Learning rate of the discriminator, if another; may be changed to go on.
         r1_weight, r1_interval: Gradient penalty on photos, every so many steps (lazy); not with
             features.
         style_mixing: Chance that an image is drawn from two styles.
@@ -74,16 +75,15 @@ class GeneratorTrainingConfig:
 # What each kind of features is trained with, where nothing else is asked for.
 DEFAULTS = {
     "none": GeneratorTrainingConfig(),
-    # Rates and blur of Sauer et al. 2021 for a StyleGAN2. Small batches take more steps with as
-    # many images; augmented colors would hide those of the photos, which the features hardly tell.
+    # Rates and augmentation of Sauer et al. 2021. Small batches: more steps with as many images.
     "efficientnet-lite0": GeneratorTrainingConfig(
         features="efficientnet-lite0",
         batch=16,
         lr=2e-3,
         discriminator_lr=2e-4,
-        augmentation=("translation",),
+        augmentation=("color", "translation", "cutout"),
         style_mixing=0.5,
-        blur_images=32_000,
+        blur_images=8_000,
     ),
 }
 
