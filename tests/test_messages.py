@@ -37,7 +37,14 @@ ERRORS = {
 }
 # A whole command in a message stands in backticks, or after a colon at the end of a line.
 COMMAND = re.compile(r"(?:`|: |^)latentseg ([a-z-]+(?: [^`\n]*)?)(?:`|$)", re.MULTILINE)
-OF_PIP_AND_HF = {"--force-reinstall", "--index-url", "--local-dir", "--no-deps", "--upgrade"}
+OF_PIP_AND_HF = {
+    "--force-reinstall",
+    "--index-url",
+    "--local-dir",
+    "--no-deps",
+    "--revision",
+    "--upgrade",
+}
 # Custom properties of CSS also begin with two dashes.
 NO_MESSAGES = {"figures.py"}
 

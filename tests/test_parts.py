@@ -137,7 +137,7 @@ def test_datasets_go_to_other_tools_and_back(
     for path in sorted((photos / "masks").iterdir()):
         assert np.array_equal(read_mask(path), read_mask(tmp_path / "back" / "masks" / path.name))
     code, _, err = latentseg("synth", WORLD, tmp_path / "none", tmp_path / "out", "--workers", 2)
-    assert code == 1
+    assert code == 2
     assert "--format shards" in err
 
 

@@ -242,7 +242,7 @@ def test_command_line_measures_any_generator(latentseg, photos: Path, tmp_path: 
     measured = json.loads(found.read_text())
     assert (measured["images"], measured["photos"], measured["floor"]["images"]) == (12, 24, 12)
     assert measured["fd-lite0"] > measured["floor"]["fd-lite0"] >= 0
-    assert latentseg("distance", "tests.world:World", photos, "--images", 99)[0] == 1
+    assert latentseg("distance", "tests.world:World", photos, "--images", 99)[0] == 2
 
 
 def test_photos_are_at_no_distance_from_themselves(photos: Path) -> None:

@@ -366,11 +366,11 @@ def test_int8_is_kept_only_where_the_iou_holds(tmp_path, photos):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"format": "tensorflow"}, "--format tensorflow"),
-        ({"format": "safetensors", "flip": True}, "--flip"),
-        ({"format": "torch", "int8": True}, "only onnx"),
-        ({"int8": True}, "needs --photos"),
-        ({"int8": True, "photos": PETS / "images"}, "--data"),
+        ({"format": "tensorflow"}, "`format`: .* found tensorflow"),
+        ({"format": "safetensors", "flip": True}, "`flip`: "),
+        ({"format": "torch", "int8": True}, "only the format onnx"),
+        ({"int8": True}, "`int8`: needs `photos`"),
+        ({"int8": True, "photos": PETS / "images"}, "`measure`"),
         ({"photos": []}, "at least one"),
         ({"photos": PETS / "nowhere"}, "no such folder"),
     ],

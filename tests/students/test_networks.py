@@ -70,7 +70,7 @@ def test_padded_network_pads_and_cuts():
 @pytest.mark.parametrize(
     ("name", "width", "said"),
     [
-        ("vnet", 1, "unknown"),
+        ("vnet", 1, "`network`: 'vnet' is unknown"),
         ("unet", 0, "`width`.* found 0"),
         ("unet", 9, "`width`.* found 9"),
         ("smp:a:b", 2, "1 only"),

@@ -163,7 +163,7 @@ def test_sources_that_cannot_be_meant_are_refused_before_any_work(tmp_path: Path
             predict_files(make_segmenter(), sources, target, quiet=True)
     for options, said in [
         ({"outputs": ["mask"]}, "Perhaps masks"),
-        ({"outputs": []}, "one or more of"),
+        ({"outputs": []}, "`outputs`: expected some of"),
         ({"tile": 8}, "at least 16"),
     ]:
         with pytest.raises(InputError, match=said):

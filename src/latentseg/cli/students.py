@@ -119,7 +119,7 @@ def train(
         ema=ema,
     )
     config = replace(config, seed=seed)
-    on_photos = SelfTrainingConfig(rounds=rounds, train=config)
+    on_photos = self_training.changed(SelfTrainingConfig(rounds=rounds, train=config))
     if is_sharded(dataset):
         pairs = ShardPairs(dataset, size=size, seed=seed, soft=soft)
     else:
@@ -144,7 +144,7 @@ def train(
             photos,
             pairs,
             out=out / "photos",
-            config=self_training.changed(on_photos),
+            config=on_photos,
             device=common.device,
             quiet=common.quiet,
         )

@@ -72,7 +72,7 @@ class BigGANDeepConfig:
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
-            raise InputError(f"`rows`: expected one of {ROWS}, found {self.rows!r}.")
+            raise InputError(f"`rows`: expected one of {', '.join(ROWS)}, found {self.rows!r}.")
         for name in ("z_dim", "class_embed_dim", "channel_width", "num_classes", "n_stats"):
             value, least = getattr(self, name), 2 if name == "n_stats" else 1
             if not isinstance(value, int) or value < least:

@@ -67,7 +67,8 @@ class StyleGAN2Config:
             )
         if self.architecture not in ARCHITECTURES:
             raise InputError(
-                f"`architecture`: expected one of {ARCHITECTURES}, found {self.architecture!r}."
+                f"`architecture`: expected one of {', '.join(ARCHITECTURES)}, "
+                f"found {self.architecture!r}."
             )
         taps = self.resample_filter
         if len(taps) % 2 or taps != taps[::-1]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from latentseg.devices import autocast, pick_precision
 from latentseg.distributed import OwnDraws, Team
@@ -151,9 +152,8 @@ class Training:
         half_life = min(self.config.ema_images, 0.05 * shown)
         kept = 0.5 ** (self.config.batch / max(half_life, 1e-8))
         averaged, current = self.average.state_dict(), self.generator.state_dict()
-        torch._foreach_lerp_(
-            list(averaged.values()), [current[name] for name in averaged], 1 - kept
-        )
+        average_by_lerp = get_ema_multi_avg_fn(kept)
+        average_by_lerp(list(averaged.values()), [current[name] for name in averaged], self.step)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, as named tensors."""
