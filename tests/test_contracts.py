@@ -18,7 +18,7 @@ from latentseg.generators.protocols import Generator, HasFeatures, HasVariants, 
 from latentseg.labelers import Labeler, kinds, labelers_for, load_labeler
 from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
 from tests.closeness import assert_same_masks
-from tests.generators.tiny import TINY
+from tests.generators.tiny import TINY, one_of_each
 from tests.labelers.test_feature_clusters import fitted as feature_clusters
 from tests.labelers.test_few_shot import fitted as few_shot
 from tests.labelers.test_prototypes import fitted as fitted_parts
@@ -47,7 +47,7 @@ LABELERS: dict[str, Callable[[], Labeler]] = {
 }
 
 
-@pytest.fixture(params=GENERATORS)
+@pytest.fixture(params=one_of_each(GENERATORS))
 def generator(request: pytest.FixtureRequest) -> Generator:
     return GENERATORS[request.param]()
 

@@ -7,6 +7,7 @@ import sys
 import tokenize
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -42,6 +43,7 @@ def test_the_page_of_the_three_ideas_has_forty_lines_of_code():
     assert lines_of_code(PAGE.read_text()) <= 40
 
 
+@pytest.mark.slow
 def test_the_three_ideas_find_what_a_person_has_painted(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [PAGE.name, str(tmp_path / "page.png")])

@@ -15,7 +15,7 @@ from latentseg.labelers.directions_settings import DirectionsConfig
 from latentseg.labelers.style_mixing_settings import StyleMixingConfig
 from latentseg.run import PRESETS, RunConfig, run
 from latentseg.students.segmenter import Segmenter
-from latentseg.students.self_training import SelfTrainingConfig
+from latentseg.students.self_training_settings import SelfTrainingConfig
 from latentseg.students.training import TrainConfig, train
 from latentseg.synthesis.writers import synthesize
 from tests.datasets.fabricate import blob, make_dataset
@@ -89,9 +89,13 @@ def test_run_folder_is_complete_and_verified(finished: Path) -> None:
     ("options", "expected"),
     [
         ({"method": "style-mixing"}, "style-mixing"),
-        ({"method": "style-mixing", "agree": "directions"}, "agreement"),
-        ({"method": "directions", "vote": "style-mixing"}, "voting"),
-        ({"method": "feature-clusters"}, "feature-clusters"),
+        pytest.param(
+            {"method": "style-mixing", "agree": "directions"}, "agreement", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"method": "directions", "vote": "style-mixing"}, "voting", marks=pytest.mark.slow
+        ),
+        pytest.param({"method": "feature-clusters"}, "feature-clusters", marks=pytest.mark.slow),
     ],
 )
 def test_other_methods_make_a_whole_run(
@@ -163,6 +167,7 @@ def test_other_options_in_the_same_folder_are_refused(
         whole_job(finished, photos, real, replace(TINY, count=48))
 
 
+@pytest.mark.slow
 def test_interrupted_run_ends_as_an_uninterrupted_one(
     finished: Path, photos: Path, real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +188,7 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_ensemble_averages_students_of_both_directions(real: Path, tmp_path: Path) -> None:
     config = replace(TINY, ensemble=True, count=None)
     segmenter = run(

@@ -17,6 +17,7 @@ from latentseg.labelers.directions import DirectionsLabeler
 from latentseg.labelers.directions_settings import SETTINGS
 from latentseg.labelers.fit_directions import fit_directions
 from latentseg.seeds import derive_seeds
+from tests.shared import made_once
 
 LAYOUT = 7  # place (2), radius (1), second and third harmonic of the outline (4)
 APPEARANCE = 14  # for object and background: colour (3), texture (4)
@@ -143,5 +144,8 @@ def fitted(n_classes: int = 0) -> DirectionsLabeler:
 
 @cache
 def _fitted(n_classes: int) -> DirectionsLabeler:
-    config = replace(SETTINGS["ours"], batch=8)
-    return fit_directions(World(n_classes=n_classes), config=config, seed=0, quiet=True)
+    def fit() -> DirectionsLabeler:
+        config = replace(SETTINGS["ours"], batch=8)
+        return fit_directions(World(n_classes=n_classes), config=config, seed=0, quiet=True)
+
+    return made_once(f"directions-of-{n_classes}-classes", fit)

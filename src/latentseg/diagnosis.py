@@ -27,7 +27,7 @@ def diagnose() -> dict[str, str]:
     }
     findings |= {name: importlib.metadata.version(name) for name in REQUIRED}
     findings |= {
-        "device": f"{device} (what --device auto takes)",
+        "device": f"{device} (chosen unless you say another)",
         "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used",
         "bf16": "in hardware" if has_fast_bf16(device) else "not in hardware: float32 is used",
         "torchvision": _torchvision(),

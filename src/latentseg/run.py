@@ -41,11 +41,13 @@ from latentseg.labelers.painted import PaintedImages
 from latentseg.labelers.presets import LABELERS
 from latentseg.labelers.protocols import HasMembers, Labeler, SoftLabeler
 from latentseg.progress import say
+from latentseg.students.networks import find_encoder_weights, initialized_on
 from latentseg.students.segmenter import Segmenter, ensemble
-from latentseg.students.self_training import SelfTrainingConfig, self_train
+from latentseg.students.self_training import self_train
+from latentseg.students.self_training_settings import SelfTrainingConfig
 from latentseg.students.training import PARTS_PRESETS as PARTS_STUDENTS
 from latentseg.students.training import PRESETS as STUDENTS
-from latentseg.students.training import TrainConfig, train
+from latentseg.students.training import TrainConfig, train, working_size
 from latentseg.synthesis.stream import Stream
 from latentseg.synthesis.writers import synthesize
 from latentseg.version import __version__
@@ -55,6 +57,10 @@ COLUMNS = (
     *("dataset", "protocol", "setting", "n_images", "acc"),
     *("iou", "iou_pooled", "max_f", "mean_iou", "weighted_iou"),
 )
+
+
+# May change on continuing: what is of this machine, or does not change the result.
+_FREE = ("versions", "keep_dataset", "student.encoder_weights", "rounds.train.encoder_weights")
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def run(
     painted: Path | str | PaintedImages | None = None,
     eval_data: Sequence[Path | str] = (),
     groupings: Sequence[str | Path] = (),
-    photos: Path | str | None = None,
+    photos: Path | str | Sequence[Path] | None = None,
     ceiling: Path | str | None = None,
     keep_dataset: bool = False,
     classes: tuple[int, ...] = (),
@@ -173,7 +179,8 @@ def run(
         eval_data: Real photos with masks to measure on; never learned from.
         groupings: What makes classes of the labels of `eval_data` and `ceiling`; see
             `evaluation.groupings`.
-        photos: Unlabelled photos of the generator's domain, for self-training; never measured on.
+        photos: Unlabelled photos of the generator's domain, for self-training; never measured on. A
+            folder; or paths of photos and folders.
         ceiling: Real photos with masks, from which the same student learns for comparison.
         keep_dataset: Keep the synthetic pairs in `out`/dataset.
         classes: Class labels to draw, of a conditional generator; () for all.
@@ -195,7 +202,8 @@ def run(
         DivergedError: a loss became NaN or infinite.
     """
     out, team = Path(out), join(device, devices=devices, nodes=nodes)
-    if team.world > 1 and photos is not None:
+    places = [Path(photos)] if isinstance(photos, Path | str) else list(photos or ())
+    if team.world > 1 and places:
         raise InputError(
             "`photos`: self-training is done by one process. Leave them out, and go on from this "
             "run with `latentseg train DATASET OUT --photos PHOTOS`."
@@ -211,6 +219,7 @@ def run(
         trust_code=trust_code,
     )
     images = _painted(config, painted, source)
+    find_encoder_weights(config.student.network, config.student.encoder_weights)
     measured = [open_dataset(path, grouping=groupings) for path in eval_data]
     true_masks = None if ceiling is None else open_dataset(ceiling, grouping=groupings)
     for each in measured if true_masks is None else [*measured, true_masks]:
@@ -225,7 +234,7 @@ def run(
         "painted": None if images is None else images.digest,
         "eval": [str(path) for path in eval_data],
         "groupings": [str(each) for each in groupings],
-        "photos": None if photos is None else str(photos),
+        "photos": ", ".join(map(str, places)) or None,
         "ceiling": None if ceiling is None else str(ceiling),
         "keep_dataset": keep_dataset,
         "versions": {
@@ -235,7 +244,7 @@ def run(
         },
     }
     with team.rank_zero_context(locked(out)):
-        team.on_rank_zero(lambda: claim(out, asked, free=("versions", "keep_dataset")))
+        team.on_rank_zero(lambda: claim(out, asked, free=_FREE))
         if team.on_rank_zero(lambda: (out / MANIFEST).is_file()):
             team.on_rank_zero(lambda: verify_manifest(out))
             say(f"{out}: finished before; see {out / 'report.html'}", quiet=quiet)
@@ -247,10 +256,12 @@ def run(
         )
         student = job.student(synthetic)
         setting = "label-free" if images is None else images.summary
+        if initialized_on(config.student.network):
+            setting += ", initialized encoder (**)"
         settings = {setting: student}
-        if photos is not None:
+        if places:
             pairs = next(iter(synthetic.values()))
-            settings[f"{setting}, with unlabelled photos"] = job.improve(student, pairs, photos)
+            settings[f"{setting}, with unlabelled photos"] = job.improve(student, pairs, places)
         supervised = None if true_masks is None else job.ceiling(true_masks)
 
         def conclude() -> None:
@@ -390,7 +401,7 @@ class _Job:
         ]
         return members[0] if len(members) == 1 else ensemble(members, card=self.card)
 
-    def improve(self, student: Segmenter, pairs: Pairs, photos: Path | str) -> Segmenter:
+    def improve(self, student: Segmenter, pairs: Pairs, photos: Sequence[Path]) -> Segmenter:
         """The student that unlabelled photos have helped."""
         self._say("4/5 self-train", f"{self.config.rounds.rounds} rounds on unlabelled photos")
         rounds = replace(
@@ -409,8 +420,9 @@ class _Job:
     def ceiling(self, dataset: RealDataset) -> Segmenter:
         """The same student, trained on true masks: what labels would have brought."""
         self._say("ceiling", f"the same student on {len(dataset)} true masks")
+        size = working_size(self.config.student, self.generator.info.size)
         return train(
-            FolderPairs(dataset, size=self.generator.info.size, seed=self.config.seed),
+            FolderPairs(dataset, size=size, seed=self.config.seed),
             out=self.out / "ceiling",
             config=replace(self.config.student, seed=self.config.seed),
             card={"description": "Trained on true masks, to compare with."},

@@ -426,6 +426,7 @@ def test_files_when_missing_or_of_another_size_then_refused_by_name(tmp_path: Pa
         Painting(tmp_path / "p")
 
 
+@pytest.mark.slow
 def test_strokes_when_killed_at_any_time_then_at_most_the_one_in_hand_is_lost(
     tmp_path: Path,
 ) -> None:

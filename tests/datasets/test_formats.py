@@ -672,8 +672,8 @@ def test_convert_when_the_folder_holds_another_set_then_the_difference_is_named(
     ("options", "named"),
     [
         ({"format": "csv"}, "expected one of coco, yolo, folder, voc, hf"),
-        ({"format": "hf", "lossy": True}, "`lossy` is for yolo"),
-        ({"format": "yolo", "instances": True}, "`instances` for coco"),
+        ({"format": "hf", "lossy": True}, "`lossy`: of the format yolo only, found hf"),
+        ({"format": "yolo", "instances": True}, "`instances`: of the format coco only, found yolo"),
     ],
 )
 def test_convert_when_an_option_does_not_fit_then_it_is_refused(tmp_path: Path, options, named):

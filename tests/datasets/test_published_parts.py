@@ -218,7 +218,7 @@ def test_the_parts_of_a_neighbour_in_the_crop_count_too(tmp_path):
 
 def test_pascal_part_without_a_grouping_says_which_there_are(tmp_path):
     write_annotation(tmp_path, "a", [car(0, 0)])
-    with pytest.raises(InputError, match=r"`group`.*pascal-car, pascal-horse"):
+    with pytest.raises(InputError, match="`grouping` pascal-car, pascal-horse"):
         open_dataset(tmp_path)
 
 
@@ -376,7 +376,10 @@ def test_the_classes_of_a_dataset_folder_can_be_grouped(tmp_path):
         ({"a": ["cat"], "b": ["cat", "dog"]}, "cat: named twice"),
         ({"background": ["*"]}, "no class besides the background"),
         ({"a": ["cat"]}, "says nothing of dog"),
-        ({"a": ["cat", "dgo"], "ignore": ["*"]}, "has no label 'dgo'. Perhaps dog?"),
+        (
+            {"a": ["cat", "dgo"], "ignore": ["*"]},
+            "names 'dgo', but the dataset has no such label. Perhaps dog?",
+        ),
     ],
 )
 def test_a_grouping_that_does_not_fit_is_refused(groups, message, tmp_path):

@@ -201,7 +201,7 @@ def test_options_go_before_dataset_json(tmp_path):
         ({"classes": []}, "expected a list of names"),
         ({"classes": ["a"], "ignore": "255"}, "ignore is '255'"),
         ({"classes": ["a"], "ignore": 1}, "ignore 1 is the id of a class"),
-        ({"foreground": 0}, "expected a mask value in 1-255, found 0"),
+        ({"foreground": 0}, "`foreground`: expected a mask value in 1-255, found 0"),
         ({"classes": ["a", "b"], "foreground": 255}, "means one class, but there are 2: a, b"),
         ({"classes": [str(i) for i in range(255)]}, "255 classes; expected 1 to 254"),
     ],

@@ -49,6 +49,7 @@ with locked(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_kill_while_writing_leaves_a_complete_file(tmp_path):
     path = tmp_path / "a.safetensors"

@@ -232,6 +232,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(folder: Path) -> 
     assert steps == {"step-0000002", "step-0000003"}
 
 
+@pytest.mark.slow
 def test_when_a_process_dies_the_others_say_so_and_one_continues(tmp_path: Path) -> None:
     first, second = ended(start(as_torchrun(), "-m", __name__, "lose_one", str(tmp_path)))
     assert second[0] == -signal.SIGKILL

@@ -344,7 +344,7 @@ def test_generators_are_opened_with_latents_and_noise(tmp_path: Path) -> None:
     assert plain.info.bank is None
     nearest = torch.cdist(banked.sample(seeds(9)).values, normal(ROWS, 6)).amin(dim=1)
     assert ((nearest > 0) & (nearest < 1)).all()
-    with pytest.raises(InputError, match="latent_noise: there are no latents"):
+    with pytest.raises(InputError, match="`latent_noise`: there are no latents"):
         load_generator(tmp_path / "g", latent_noise=0.1)
 
 

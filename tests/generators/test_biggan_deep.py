@@ -134,7 +134,7 @@ def test_option_rows_changes_images_between_rows_only() -> None:
         )
         latents = exact.sample(torch.arange(2))
         assert torch.equal(exact(latents), fixed(latents)) == is_same
-    with pytest.raises(InputError, match="rows 'best'"):
+    with pytest.raises(InputError, match=r"`rows`: expected one of .* found 'best'"):
         opened(path, {"rows": "best"})
 
 

@@ -332,7 +332,9 @@ def test_configurations_that_are_not_understood_are_named(
 def test_options_of_nonsense_are_named() -> None:
     path = golden(CASES[1]).path
     for steps in (0, 1001, "four", 2.5):
-        with pytest.raises(InputError, match=f"steps {steps!r}: expected a whole number"):
+        with pytest.raises(
+            InputError, match=f"`steps`: expected a whole number .* found {steps!r}"
+        ):
             opened(path, steps=steps)
     with pytest.raises(InputError, match="prompt: this network takes no prompt"):
         opened(path, prompt="a cat")

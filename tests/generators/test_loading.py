@@ -125,7 +125,7 @@ def test_choices_of_a_folder_can_be_overridden_but_not_what_it_was_read_with(fol
     narrow, wide = (load_generator(folder, options={"psi": psi}) for psi in (0.1, 1.0))
     seeds = torch.arange(50)
     assert narrow.sample(seeds).values.std() < 0.2 * wide.sample(seeds).values.std()
-    with pytest.raises(InputError, match="no option 'conv_clamp' here"):
+    with pytest.raises(InputError, match="has no conv_clamp"):
         load_generator(folder, options={"conv_clamp": 3})
 
 

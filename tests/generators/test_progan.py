@@ -132,7 +132,7 @@ def test_settings_that_are_not_there_have_their_defaults() -> None:
     ("settings", "message"),
     [
         ({"alpha": "half"}, "'alpha' in 'config' is a str, expected float"),
-        ({"alpha": 7}, "alpha 7.0: expected 0 to 1"),
+        ({"alpha": 7}, "`alpha`: expected 0 to 1, and 0 for a single scale, found 7.0"),
         ({"equalizedlR": 1}, "'equalizedlR' in 'config' is a int, expected bool"),
     ],
 )

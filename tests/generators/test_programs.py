@@ -83,7 +83,7 @@ def test_programs_are_opened_on_trust_only(tmp_path: Path, monkeypatch: pytest.M
     for kind, path in paths.items():
         checkpoint = open_checkpoint(path)
         assert checkpoint.kind == kind
-        with pytest.raises(UnsafeFileError, match=f"{checkpoint.sha256}.*--trust-code"):
+        with pytest.raises(UnsafeFileError, match=f"{checkpoint.sha256}.*`trust_code`"):
             load_generator(path, device="cpu")
 
 
@@ -145,18 +145,18 @@ def test_options_say_what_the_file_does_not(tmp_path: Path) -> None:
 
 def test_options_of_nonsense_are_named(tmp_path: Path) -> None:
     path = scripted(Drawer(), tmp_path)
-    with pytest.raises(InputError, match=r"no option 'psi' here\. There are: latent, n_classes"):
+    with pytest.raises(InputError, match=r"has no psi\. There are: latent, n_classes"):
         opened(path, psi=0.5)
     with pytest.raises(InputError, match="shape of its latents is not in the file"):
         opened(path)
     for latent in ("six", 0, [6, -1], [], 2.5):
         with pytest.raises(InputError, match="expected a shape"):
             opened(path, latent=latent)
-    with pytest.raises(InputError, match="n_classes 'many'"):
+    with pytest.raises(InputError, match="`n_classes`: expected a whole number, found 'many'"):
         opened(path, latent=6, n_classes="many")
     with pytest.raises(InputError, match=r"cannot draw latents \[7\]"):
         opened(path, latent=7)
-    with pytest.raises(InputError, match=r"latent 7: the program takes \[10\]"):
+    with pytest.raises(InputError, match=r"`latent`: the program takes \[10\], found 7"):
         opened(EXPORTED.path, latent=7)
 
 

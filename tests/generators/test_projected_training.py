@@ -63,6 +63,7 @@ def state_of(out: Path) -> dict[str, torch.Tensor]:
     return Checkpoints(out / "checkpoints").load()[1]
 
 
+@pytest.mark.slow
 def test_interrupted_training_ends_as_an_uninterrupted_one(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +242,7 @@ def test_command_line_measures_any_generator(latentseg, photos: Path, tmp_path: 
     measured = json.loads(found.read_text())
     assert (measured["images"], measured["photos"], measured["floor"]["images"]) == (12, 24, 12)
     assert measured["fd-lite0"] > measured["floor"]["fd-lite0"] >= 0
-    assert latentseg("distance", "tests.world:World", photos, "--images", 99)[0] == 1
+    assert latentseg("distance", "tests.world:World", photos, "--images", 99)[0] == 2
 
 
 def test_photos_are_at_no_distance_from_themselves(photos: Path) -> None:

@@ -165,7 +165,7 @@ def test_embedding_wider_than_the_layer_that_takes_it_is_refused(tmp_path: Path)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unknown_weights_are_refused_and_named(family: str) -> None:
-    with pytest.raises(InputError, match="weights 'newest': expected one of raw, average"):
+    with pytest.raises(InputError, match="`weights`: expected one of raw, average, found 'newest'"):
         FAMILIES[family].read(golden(cases(family)[0]).checkpoint, {"weights": "newest"})
 
 
@@ -256,7 +256,7 @@ def test_classes_must_be_given_to_a_conditional_network() -> None:
 
 
 def test_configuration_of_no_network_is_refused() -> None:
-    with pytest.raises(InputError, match="architecture 'resnet5'"):
+    with pytest.raises(InputError, match=r"`architecture`: .* found 'resnet5'"):
         ResNetGANConfig("resnet5", (4, 2))
 
 

@@ -170,13 +170,15 @@ def test_file_that_fits_two_architectures_is_noted_and_read_as_the_option_says()
     assert len(imported.notes) == 2
     assert (imported.config.n_classes, imported.config.z_dim) == (0, 50)
     opened(checkpoint, {"architecture": "big_resnet"})
-    with pytest.raises(InputError, match="'big_resnet': the parameters are of a resnet"):
+    with pytest.raises(
+        InputError, match="`architecture`: the parameters are of a resnet, found 'big_resnet'"
+    ):
         FAMILY.read(golden("studiogan/C-SAGAN64").checkpoint, {"architecture": "big_resnet"})
 
 
 @pytest.mark.parametrize("statistics", ["batch", "moving"])
 def test_unknown_statistics_are_refused_and_named(statistics: str) -> None:
-    with pytest.raises(InputError, match=f"statistics '{statistics}'"):
+    with pytest.raises(InputError, match=rf"`statistics`: .*{statistics}"):
         FAMILY.read(golden("studiogan/C-GGAN64").checkpoint, {"statistics": statistics})
 
 
@@ -255,7 +257,9 @@ def test_classes_must_be_given_to_a_conditional_network() -> None:
     "fields", [{"architecture": "deep_conv"}, {"architecture": "big_resnet", "z_dim": 7}]
 )
 def test_configuration_of_no_network_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"architecture 'deep_conv'|z_dim 7"):
+    with pytest.raises(
+        InputError, match=r"`architecture`: .* found 'deep_conv'|`z_dim`: .* found 7"
+    ):
         StudioGANConfig(**{"architecture": "resnet", "channels": (4, 2), "z_dim": 4, **fields})
 
 

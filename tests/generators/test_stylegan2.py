@@ -399,9 +399,9 @@ def test_other_shapes_than_squares_are_drawn(size: tuple[int, int]) -> None:
     ("fields", "message"),
     [
         ({"size": (18, 16)}, "multiples of 4"),
-        ({"architecture": "plain"}, "architecture 'plain'"),
+        ({"architecture": "plain"}, "`architecture`: expected one of .* found 'plain'"),
         ({"resample_filter": (1, 2)}, "symmetric"),
-        ({"img_channels": 4}, "img_channels 4"),
+        ({"img_channels": 4}, "`img_channels`: expected 1 or 3, found 4"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -230,7 +230,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         SynthesisConfig((LayerConfig(16, 8), LayerConfig(64, 8)), 8)
     with pytest.raises(InputError, match="at least one layer"):
         SynthesisConfig((), 8)
-    with pytest.raises(InputError, match="image_channels 4"):
+    with pytest.raises(InputError, match="`image_channels`: expected 1 or 3, found 4"):
         SynthesisConfig((LayerConfig(16, 8),), 8, image_channels=4)
     with pytest.raises(InputError, match=r"`layers`\[0\]: unknown field 'sizes'"):
         from_json(

@@ -32,7 +32,7 @@ def ious(labeler: DirectionsLabeler, world: World, n: int = 64) -> np.ndarray:
     return mask_iou(masks, world.masks(latents).numpy() > 0)
 
 
-@pytest.mark.parametrize("n_classes", [0, 3])
+@pytest.mark.parametrize("n_classes", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_labeler_when_fitted_to_the_world_then_its_masks_are_the_known_ones(n_classes: int):
     world, labeler = World(n_classes=n_classes), fitted(n_classes)
     found = ious(labeler, world)

@@ -29,7 +29,7 @@ from latentseg.students import export as module
 from latentseg.students import onnx_predictor
 from latentseg.students.export import Agreement, export_segmenter
 from latentseg.students.graph import SegmenterGraph, record, resize
-from latentseg.students.networks import PaddedNetwork
+from latentseg.students.networks import PHOTO_UNET, PaddedNetwork, build_network
 from latentseg.students.onnx_predictor import Predictor, read_photo
 from latentseg.students.segmenter import Segmenter, ensemble
 from tests.closeness import assert_same_masks
@@ -246,6 +246,7 @@ def test_predictor_refuses_pictures_that_are_not_safe_to_decode(tmp_path, monkey
             read_photo(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_torch_program_answers_as_the_segmenter_for_a_u_net(tmp_path, photos):
     segmenter = make_segmenter(classes=("a", "b"), card=CARD)
     record = export_segmenter(segmenter, tmp_path, format="torch", photos=photos, quiet=True)
@@ -334,6 +335,7 @@ def test_agreement_counts_labels_and_logits_of_all_photos(monkeypatch):
         module._agreement(segmenter, answering(2), None, flip=False, quiet=True)
 
 
+@pytest.mark.slow
 def test_int8_is_kept_only_where_the_iou_holds(tmp_path, photos):
     wide = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 2, 3, padding=1))
     segmenter = make_tiny(network=wide)
@@ -364,11 +366,11 @@ def test_int8_is_kept_only_where_the_iou_holds(tmp_path, photos):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"format": "tensorflow"}, "--format tensorflow"),
-        ({"format": "safetensors", "flip": True}, "--flip"),
-        ({"format": "torch", "int8": True}, "only onnx"),
-        ({"int8": True}, "needs --photos"),
-        ({"int8": True, "photos": PETS / "images"}, "--data"),
+        ({"format": "tensorflow"}, "`format`: .* found tensorflow"),
+        ({"format": "safetensors", "flip": True}, "`flip`: "),
+        ({"format": "torch", "int8": True}, "only the format onnx"),
+        ({"int8": True}, "`int8`: needs `photos`"),
+        ({"int8": True, "photos": PETS / "images"}, "`measure`"),
         ({"photos": []}, "at least one"),
         ({"photos": PETS / "nowhere"}, "no such folder"),
     ],
@@ -506,6 +508,19 @@ def test_save_goes_on_where_a_kill_left_a_temporary_file(tmp_path):
     (tmp_path / ".latentseg-1-1.tmp").write_bytes(b"half")
     make_segmenter(1).save(tmp_path)
     assert Segmenter.from_pretrained(tmp_path).digest == make_segmenter(1).digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_student_that_knows_photos_is_exported_for_every_size(format, photos, tmp_path):
+    torch.manual_seed(0)
+    segmenter = Segmenter(
+        [build_network(PHOTO_UNET, 2)], classes=("a",), input_size=(32, 32), network=PHOTO_UNET
+    )
+    result = export_segmenter(segmenter, tmp_path, format=format, photos=photos, quiet=True)
+    assert result["agreement"]["equal_labels"] > 0.999
+    card = (tmp_path / "README.md").read_text()
+    assert "ImageNet weights of EfficientNet-Lite0, Apache-2.0 (**)" in card
 
 
 @pytest.mark.slow

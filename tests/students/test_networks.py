@@ -3,11 +3,21 @@ import types
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from latentseg.errors import InputError
 from latentseg.students import networks
-from latentseg.students.networks import PaddedNetwork, build_network, count_parameters
+from latentseg.students.networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PaddedNetwork,
+    build_network,
+    count_parameters,
+    encoder_of,
+    initialize,
+    initialized_on,
+)
 
 
 def test_unet_at_full_width_has_the_papers_parameters():
@@ -60,10 +70,12 @@ def test_padded_network_pads_and_cuts():
 @pytest.mark.parametrize(
     ("name", "width", "said"),
     [
-        ("vnet", 1, "unknown"),
-        ("unet", 0, "--width 0"),
-        ("unet", 9, "--width 9"),
+        ("vnet", 1, "`network`: 'vnet' is unknown"),
+        ("unet", 0, "`width`.* found 0"),
+        ("unet", 9, "`width`.* found 9"),
         ("smp:a:b", 2, "1 only"),
+        ("unet:efficientnet-lite0", 0.5, "1 only"),
+        ("unet:resnet", 1, "unet:efficientnet-lite0"),
     ],
 )
 def test_wrong_networks_are_refused(name, width, said):
@@ -106,3 +118,100 @@ def test_smp_network_is_built_by_name(monkeypatch):
     assert network(torch.zeros(1, 3, 20, 33)).shape == (1, 4, 20, 33)
     with pytest.raises(InputError, match="no such architecture"):
         build_network("smp:Nonsense:resnet18", 4)
+
+
+class EncoderAndHead(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 4, 1)
+        self.head = nn.Conv2d(4, classes, 1)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+@pytest.fixture
+def smp(monkeypatch):
+    """What the library offers, of which latentseg uses two things."""
+
+    def create_model(architecture, *, encoder_name, encoder_weights, classes):
+        return EncoderAndHead(classes)
+
+    settings = {"imagenet": {"repo_id": "smp-hub/resnet18.imagenet", "revision": "0" * 40}}
+    encoders = types.SimpleNamespace(encoders={"resnet18": {"pretrained_settings": settings}})
+    stand_in = types.SimpleNamespace(create_model=create_model, encoders=encoders)
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", stand_in)
+
+
+NAME = "smp:Unet:resnet18:imagenet"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_encoder_of_the_library_is_initialized_from_a_file(smp, tmp_path, suffix):
+    weights = {"weight": torch.randn(4, 3, 1, 1), "bias": torch.randn(4)}
+    path = tmp_path / f"encoder{suffix}"
+    save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
+    network = build_network(NAME, 2)
+    initialize(network, NAME, path)
+    encoder = encoder_of(network)
+    assert encoder is not None
+    assert torch.equal(encoder.state_dict()["weight"], weights["weight"])
+
+
+def test_an_initialized_encoder_sees_colors_as_imagenet_has_them(smp):
+    network = build_network(NAME, 2)
+    assert isinstance(network, PaddedNetwork)
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = network.network(((x + 1) / 2 - mean) / std)
+    torch.testing.assert_close(network(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_of_the_library_come_from_the_cache_and_are_never_fetched(
+    smp, tmp_path, monkeypatch
+):
+    network = build_network(NAME, 2)
+    monkeypatch.setattr(networks.huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
+    with pytest.raises(InputError, match=r"hf download smp-hub/resnet18.imagenet --revision 0"):
+        initialize(network, NAME)
+    save_file(
+        {"weight": torch.zeros(4, 3, 1, 1), "bias": torch.ones(4)}, tmp_path / "w.safetensors"
+    )
+
+    def cached(repository, file, *, revision):
+        assert (repository, file, revision) == (
+            "smp-hub/resnet18.imagenet", "model.safetensors", "0" * 40,
+        )  # fmt: skip
+        return str(tmp_path / "w.safetensors")
+
+    monkeypatch.setattr(networks.huggingface_hub, "try_to_load_from_cache", cached)
+    initialize(network, NAME)
+    encoder = encoder_of(network)
+    assert encoder is not None
+    assert torch.equal(encoder.state_dict()["bias"], torch.ones(4))
+
+
+def test_weights_that_do_not_fit_or_are_not_there_are_refused(smp, tmp_path):
+    network = build_network(NAME, 2)
+    with pytest.raises(InputError, match=r"`encoder_weights`.*no such file"):
+        initialize(network, NAME, tmp_path / "none.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="does not fit the encoder"):
+        initialize(network, NAME, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"no weights .lucky.*imagenet"):
+        initialize(network, "smp:Unet:resnet18:lucky")
+    with pytest.raises(InputError, match=r"`encoder_weights`.*random weights"):
+        initialize(build_network("unet", 2, width=0.125), "unet", tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("unet", None),
+        ("unet:efficientnet-lite0", "ImageNet weights of EfficientNet-Lite0, Apache-2.0"),
+        ("smp:Unet:resnet18", None),
+        (NAME, "imagenet weights of segmentation_models_pytorch"),
+    ],
+)
+def test_networks_say_what_initialized_them(name, origin):
+    assert initialized_on(name) == origin

@@ -164,7 +164,7 @@ def test_sources_that_cannot_be_meant_are_refused_before_any_work(tmp_path: Path
             predict_files(make_segmenter(), sources, target, quiet=True)
     for options, said in [
         ({"outputs": ["mask"]}, "Perhaps masks"),
-        ({"outputs": []}, "one or more of"),
+        ({"outputs": []}, "`outputs`: expected some of"),
         ({"tile": 8}, "at least 16"),
     ]:
         with pytest.raises(InputError, match=said):
@@ -363,6 +363,7 @@ for folder in (out, whole):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kills_at_random_times_change_no_byte_in_the_end(tmp_path: Path) -> None:
     make_photos(tmp_path / "photos", 40)

@@ -11,28 +11,35 @@ from latentseg.files import verify_manifest
 from latentseg.images import write_image
 from latentseg.seeds import random_generator
 from latentseg.students.networks import build_network
-from latentseg.students.segmenter import Segmenter
-from latentseg.students.self_training import (
+from latentseg.students.photo_labels import (
     PhotoLabels,
-    PhotoPairs,
-    SelfTrainingConfig,
-    confidence,
+    hold_area,
     label_photos,
     likely_areas,
     match_area,
     mean_iou,
-    read_photos,
-    self_train,
-    sharpen,
+    object_areas,
     soft_labels,
 )
+from latentseg.students.photo_pairs import PhotoPairs, confidence, sharpen
+from latentseg.students.segmenter import Segmenter
+from latentseg.students.self_training import read_photos, self_train
+from latentseg.students.self_training_settings import SelfTrainingConfig
 from latentseg.students.training import TrainConfig, train
+from tests.students.test_segmenter import make_image, make_segmenter
 from tests.students.toy import QUICK, Discs, iou_of
 
 SIZE = (16, 16)
 TRAIN = TrainConfig(steps=12, decay_at=8, lr=3e-3, augment="flip", **QUICK)
 CONFIG = SelfTrainingConfig(
-    rounds=1, train=TRAIN, scales=(1.0,), min_consistency=0.0, warm_start=True, stop_agreement=1.1
+    rounds=1,
+    train=TRAIN,
+    scales=(1.0,),
+    mixing="none",
+    hold_last=False,
+    min_consistency=0.0,
+    warm_start=True,
+    stop_agreement=1.1,
 )
 
 
@@ -68,6 +75,7 @@ def make_labels(probabilities, is_kept=None):
     return PhotoLabels(torch.as_tensor(probabilities, dtype=torch.uint8), torch.ones(n), kept)
 
 
+@pytest.mark.slow
 def test_photos_help_on_other_photos_of_their_domain(student, photos, tmp_path):
     pictures, masks = Photos(SIZE, seed=5).photos(128)
     before = iou_of(student, pictures, masks)
@@ -151,6 +159,85 @@ def test_warm_start_begins_with_the_student_before(student, photos, tmp_path):
         assert torch.equal(mine, its)
 
 
+def area_seen(segmenter, pictures):
+    return float(np.mean([segmenter.predict(p).mask > 0 for p in pictures]))
+
+
+def test_the_area_is_that_of_the_synthetic_masks_or_the_one_that_is_known(
+    student, photos, tmp_path
+):
+    pictures = read_photos(photos, SIZE, limit=999, seed=0)
+    for name, changes, expected in (
+        ("pairs", {}, float(object_areas(Discs(SIZE)).mean())),
+        ("known", {"area": 0.4}, 0.4),
+    ):
+        config = replace(CONFIG, hold_last=True, **changes)
+        held = self_train(
+            student, photos, Discs(SIZE), out=tmp_path / name, config=config, quiet=True
+        )
+        assert area_seen(held, pictures) == pytest.approx(expected, abs=0.01)
+        rounds = json.loads((tmp_path / name / "rounds.json").read_text())
+        # Small components are removed after the area was matched.
+        assert [line["area"] for line in rounds] == pytest.approx([expected] * 2, abs=0.05)
+
+
+def test_holding_the_area_keeps_the_order_of_pixels():
+    segmenter = make_segmenter(classes=("a", "b"), logits_up_to=2)
+    pictures = np.stack([make_image(16, 16, seed) for seed in range(6)])
+    held = hold_area(segmenter, pictures, 0.7)
+    before, after = (
+        np.stack(each.scores_batch(list(pictures)))[:, 0] for each in (segmenter, held)
+    )
+    assert (after < 0.5).mean() == pytest.approx(0.7, abs=0.01)
+    order = before.flatten().argsort()
+    assert (np.diff(after.flatten()[order]) >= -1e-6).all()
+
+
+def test_students_work_at_their_own_size_photos_and_pairs_alike(student, photos, tmp_path):
+    config = replace(CONFIG, train=replace(TRAIN, steps=1, lr=0.0, size=(24, 24)))
+    larger = self_train(student, photos, Discs(SIZE), out=tmp_path, config=config, quiet=True)
+    assert larger.input_size == (24, 24)
+
+
+def test_the_first_teacher_takes_the_statistics_of_the_photos(student, photos, tmp_path):
+    found = []
+    for name, adapt in (("plain", False), ("adapted", True)):
+        config = replace(CONFIG, adapt=adapt, train=replace(TRAIN, steps=1))
+        self_train(student, photos, Discs(SIZE), out=tmp_path / name, config=config, quiet=True)
+        rounds = json.loads((tmp_path / name / "rounds.json").read_text())
+        found.append(rounds[0]["consistency"])
+    assert found[0] != found[1]
+
+
+def test_labels_end_at_edges_of_the_photo():
+    """A segmenter that sees every edge two pixels too far left."""
+
+    class Late(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.tensor(20.0))
+
+        def forward(self, x):
+            bright = x[:, 0].roll(-2, dims=-1)
+            return torch.stack([-bright, bright], 1) * self.gain
+
+    pictures = np.full((2, 16, 16, 3), 30, np.uint8)
+    pictures[:, :, 8:] = 220
+    segmenter = Segmenter([Late()], classes=("a",), input_size=SIZE)
+    true = np.broadcast_to(np.arange(16) >= 8, (2, 16, 16))
+    config = replace(CONFIG, min_component=0.0, hold_area=False)
+    ious = [
+        mean_iou(
+            label_photos(
+                segmenter, pictures, replace(config, label_edges=e), (0, 1), quiet=True
+            ).foreground,
+            true,
+        )
+        for e in (None, 4)
+    ]
+    assert ious[1] > ious[0] + 0.05
+
+
 def test_labels_agree_with_the_student_and_are_judged(student):
     pictures, masks = Discs(SIZE).photos(12)
     pictures[0] = 40  # nothing to see
@@ -227,7 +314,7 @@ def test_no_likely_label_is_an_error():
 
 
 def test_likely_areas_come_from_the_synthetic_masks():
-    low, high = likely_areas(Discs(SIZE))
+    low, high = likely_areas(object_areas(Discs(SIZE)))
     shares = Discs(SIZE).batch(0, 512).masks.float().mean((1, 2))
     assert 0.3 * shares.min() < low < shares.min()
     assert shares.max() < high < 0.8
@@ -285,6 +372,17 @@ def test_photos_are_read_at_the_size_and_at_most_the_limit(tmp_path):
     assert np.array_equal(pictures, read_photos(tmp_path, (8, 8), limit=3, seed=0))
 
 
+def test_photos_of_several_folders_are_read_together(tmp_path):
+    for index in range(4):
+        write_image(
+            tmp_path / "ab"[index % 2] / f"{index}.png", np.full((8, 8, 3), index, np.uint8)
+        )
+    write_image(tmp_path / "5.png", np.full((8, 8, 3), 5, np.uint8))
+    places = [tmp_path / "a", tmp_path / "5.png", tmp_path / "b"]
+    pictures = read_photos(places, (8, 8), limit=9, seed=0)
+    assert pictures[:, 0, 0, 0].tolist() == [0, 2, 5, 1, 3]
+
+
 def test_all_unreadable_photos_are_named(tmp_path):
     write_image(tmp_path / "good.png", np.zeros((8, 8, 3), np.uint8))
     for name in ("bad.jpg", "worse.png"):
@@ -297,7 +395,18 @@ def test_all_unreadable_photos_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rounds": 0}, {"photo_share": 0}, {"photo_share": 2}, {"scales": ()}, {"temperature": 0}],
+    [
+        {"rounds": 0},
+        {"photo_share": 0},
+        {"photo_share": 2},
+        {"scales": ()},
+        {"temperature": 0},
+        {"agreement_smoothing": 2},
+        {"mixing": "mixup"},
+        {"area": 0},
+        {"area": 0.3, "hold_area": False},
+        {"label_edges": 0},
+    ],
 )
 def test_wrong_options_are_refused(changes):
     with pytest.raises(InputError):

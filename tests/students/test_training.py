@@ -58,6 +58,7 @@ def test_parts_paper_preset_is_the_papers():
     assert paper.steps * paper.batch == pytest.approx(1000 * 5000, rel=0.01)
 
 
+@pytest.mark.slow
 def test_eight_images_are_learned_by_heart(tmp_path):
     pairs = Discs(n_steps=1)
     config = TrainConfig(steps=100, decay_at=60, lr=3e-3, **QUICK)
@@ -70,6 +71,7 @@ def test_eight_images_are_learned_by_heart(tmp_path):
     assert [line["lr"] for line in lines if line["step"] in (60, 65)] == pytest.approx([3e-3, 6e-4])
 
 
+@pytest.mark.slow
 def test_shuffled_labels_teach_no_more_than_chance(tmp_path):
     config = TrainConfig(steps=40, decay_at=30, lr=3e-3, **QUICK)
     images, masks = Discs(size=(16, 16)).photos(64)
@@ -156,6 +158,7 @@ def test_interrupt_saves_the_step_that_was_finished(tmp_path):
     assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_time_leaves_work_that_continues(tmp_path):
     program = (
         "import sys; from dataclasses import replace; "
@@ -350,7 +353,7 @@ def test_wrong_options_are_refused(field, value):
 
 
 def test_unknown_network_is_refused_before_any_work(tmp_path):
-    with pytest.raises(InputError, match="--network vnet"):
+    with pytest.raises(InputError, match=r"`network`: .vnet. is unknown"):
         train(SMALL, out=tmp_path / "a", config=replace(TINY, network="vnet"), quiet=True)
 
 
@@ -473,6 +476,7 @@ def test_work_begun_before_weight_decay_and_clip_were_known_continues(tmp_path):
     assert metrics_of(tmp_path)[-1]["step"] == 12
 
 
+@pytest.mark.slow
 def test_student_of_a_soft_folder_finds_parts_in_photos_of_another_size(tmp_path):
     labeler = Knowing((24, 16))
     folder = synthesize(

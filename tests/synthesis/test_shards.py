@@ -143,6 +143,7 @@ def test_shards_when_another_holds_one_then_it_is_waited_for_and_taken_over(
     assert seen == [["shard-000000.tar", "shard-000002.tar"]]
 
 
+@pytest.mark.slow
 def test_shards_when_a_worker_process_is_killed_then_another_takes_over(
     tmp_path: Path, whole: dict[str, bytes], capfd: pytest.CaptureFixture[str]
 ):
@@ -248,11 +249,11 @@ def test_shards_when_the_count_is_raised_then_they_equal_a_larger_data_set(tmp_p
         ({"count": 8}, "22 samples were asked for already"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"shard_size": 4}, "shard_size: 8 there, 4 now"),
-        ({"shard_size": 6}, "multiple of the block"),
-        ({"count": 0}, "count 0"),
+        ({"shard_size": 6}, "`shard_size`: expected a multiple of"),
+        ({"count": 0}, "`count`: expected at least 1, found 0"),
         ({"suffix": "gif"}, "gif"),
-        ({"workers": 0}, "workers 0"),
-        ({"rank": 2, "world": 2}, "rank 2 of 2"),
+        ({"workers": 0}, "`workers`: expected at least 1, found 0"),
+        ({"rank": 2, "world": 2}, "`rank`: expected 0 to 1, found 2"),
     ],
 )
 def test_shards_when_an_option_does_not_fit_then_it_is_named(

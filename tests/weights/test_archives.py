@@ -65,7 +65,7 @@ def test_archives_in_archives_are_opened_but_not_without_end(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", NAMES[:4])
 def test_of_several_one_is_asked_for(name: str, tmp_path: Path) -> None:
     path = packed(tmp_path / name, {"a/G.pth": weights(x=1.0), "a/D.pth": weights(x=2.0)})
-    message = r"several checkpoints\. There are: a/D\.pth, a/G\.pth\. Say which: --option file="
+    message = r"several checkpoints\. There are: a/D\.pth, a/G\.pth\. Say which: `options` file="
     with pytest.raises(InputError, match=message):
         open_checkpoint(path)
     assert open_checkpoint(path, part="D.pth").weights()["x"].tolist() == [2.0, 2.0]

@@ -860,6 +860,7 @@ def test_functions_of_ours_are_not_changed(read) -> None:
     assert [vars(function) for function in MEANINGS.values()] == before
 
 
+@pytest.mark.slow
 def test_a_million_nested_lists_are_read_and_forgotten(tree_of) -> None:
     tree = tree_of(whole(b"]" * 10**6, b"a" * (10**6 - 1)))
     with pytest.raises(UnsafeFileError, match="nested deeper"):

@@ -321,7 +321,7 @@ def start_painting(
             )
         classes = _checked_classes(
             [PartClass(name, free_colour(k)) for k, name in enumerate(parts or ("object",))],
-            "--parts",
+            "`parts`",
         )
         with _Change(folder) as change:
             write_json(change.stage("dataset.json"), description(card_of_generator, classes))
@@ -337,8 +337,8 @@ def start_painting(
     known = [part.name for part in painting.classes]
     if parts and not set(parts) <= set(known):
         raise InputError(
-            f"{folder}: has the classes {', '.join(known)}; --parts {' '.join(parts)} is for a new "
-            "painting. Add classes on the page, or leave --parts out."
+            f"`parts`: {folder} has the classes {', '.join(known)} already; {' '.join(parts)} "
+            "would be for a new painting. Add classes on the page, or leave `parts` out."
         )
     return painting
 

@@ -266,12 +266,12 @@ def paint(
 
 def _listening(port: int | None) -> socket.socket:
     if port is not None and not 1 <= port <= 65535:
-        raise InputError(f"--port {port}: expected 1 to 65535.")
+        raise InputError(f"`port`: expected 1 to 65535, found {port}.")
     try:
         return socket.create_server((ADDRESS, port or 0))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            reason = "is taken: choose another, or leave --port out for any free one"
+            reason = "is taken: choose another, or leave `port` out for any free one"
         else:
             reason = f"cannot be used ({error.strerror})"
-        raise InputError(f"--port {port}: {reason}.") from error
+        raise InputError(f"`port`: {port} {reason}.") from error

@@ -13,13 +13,14 @@ from typing import Any
 
 import tyro
 
-from latentseg.cli.datasets import check, convert_dataset, synth
+from latentseg.cli.datasets import check, convert_dataset, synth_command
 from latentseg.cli.distance import distance
 from latentseg.cli.flags import COMMON, CommonFlags, tell, write_result
 from latentseg.cli.generators import convert, generators, train_generator
 from latentseg.cli.job import run_command
 from latentseg.cli.judge import judge
 from latentseg.cli.labelers import fit, fit_command, instances, paint
+from latentseg.cli.messages import flags_by_field, in_flags
 from latentseg.cli.methods import renewed
 from latentseg.cli.photos import invert
 from latentseg.cli.students import evaluate, export, predict, train
@@ -46,7 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "distance": distance,
     "fit": fit,
     "paint": paint,
-    "synth": synth,
+    "synth": synth_command(),
     "instances": instances,
     "invert": invert,
     "judge": judge,
@@ -67,7 +68,11 @@ BY_METHOD: dict[str, Callable[[Sequence[str]], Callable[..., Any]]] = {
 
 
 def main() -> None:
-    """Entry point: exit 0 done, 1 our error, 2 usage, 130 interrupted, 143 terminated."""
+    """Entry point.
+
+    Exits with 0 if all is done, 1 if it could not be done, 2 if the command was used in a wrong way
+    (the message then begins with the flag), 130 if it was interrupted and 143 if terminated.
+    """
     # Threads that spin while they wait are slow where cores are shared; torch reads it on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
@@ -75,8 +80,8 @@ def main() -> None:
         print(__version__)
         return
     signal.signal(signal.SIGTERM, _terminate)
+    commands = COMMANDS
     try:
-        commands = COMMANDS
         if arguments and arguments[0] in BY_METHOD:
             name, *rest = renewed(arguments)
             arguments = [name, *rest]
@@ -94,8 +99,9 @@ def main() -> None:
     except (LatentsegError, OSError) as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        text = in_flags(str(error), flags_by_field(commands[arguments[0]], arguments))
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(2 if text.startswith("--") else 1)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

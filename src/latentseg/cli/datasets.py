@@ -1,25 +1,39 @@
 """Commands about datasets: make one, check one."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from latentseg.cli.flags import (
     CHECKPOINT,
     COMMON,
     CommonFlags,
     GeneratorName,
+    Maybe,
     OfCheckpoint,
     Out,
+    Several,
     open_generator,
     tell,
     write_result,
 )
+from latentseg.cli.messages import usage_error
+from latentseg.cli.methods import MethodFlags, flags_of, specialized
 from latentseg.cli.pictures import MASKS, PICTURES, OfMasks, OfPictures
 from latentseg.errors import InputError
 from latentseg.files import read_json
+from latentseg.labelers.agreement_settings import AgreementConfig
+
+COMBINATION = "combination"
+
+
+def synth_command() -> Callable[..., None]:
+    """The command `synth`, with the thresholds for two labelers as flags."""
+    flags = flags_of({COMBINATION: (AgreementConfig(), {})})
+    return specialized(synth, {COMBINATION: (OmitArgPrefixes[flags], flags())})
 
 
 def synth(
@@ -31,13 +45,13 @@ def synth(
     format: Literal["folder", "shards", "coco", "yolo", "voc", "hf"] = "folder",
     suffix: Literal["png", "jpg"] = "png",
     soft: bool = False,
-    shard_size: int | None = None,
-    workers: int | None = None,
+    shard_size: Maybe[int] = None,
+    workers: Maybe[int] = None,
     stats: bool = False,
     lossy: bool = False,
-    agree: Path | None = None,
-    vote: Path | None = None,
-    min_agreement: float = 0.5,
+    agree: Maybe[Path] = None,
+    vote: Maybe[Path] = None,
+    combination: MethodFlags,
     seed: int = 0,
     checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
@@ -60,24 +74,23 @@ def synth(
         lossy: yolo: accept polygons that lose more than 1 % of a mask.
         agree: Folder of another labeler, whose masks have to agree, or a sample is dropped.
         vote: Folder of another labeler, that votes on each pixel as well.
-        min_agreement: Least IoU of the masks of two labelers that vote or have to agree.
         seed: Of everything random.
     """
     from latentseg.datasets.conversion import convert_dataset as convert_all
     from latentseg.datasets.statistics import statistics
     from latentseg.distributed import rank_and_world
     from latentseg.labelers import load_labeler
-    from latentseg.labelers.agreement import AgreementConfig, AgreementLabeler, VotingLabeler
+    from latentseg.labelers.agreement import AgreementLabeler, VotingLabeler
     from latentseg.synthesis.shards import synthesize_shards
     from latentseg.synthesis.stream import Stream
     from latentseg.synthesis.streamed_images import StreamedImages
     from latentseg.synthesis.writers import synthesize
 
     if format != "shards" and (shard_size, workers) != (None, None):
-        raise InputError("--shard-size and --workers belong to --format shards.")
+        usage_error("--shard-size and --workers belong to --format shards.")
+    limits = combination.configs[COMBINATION]
     opened = open_generator(generator, checkpoint, common)
     chosen = load_labeler(labeler, opened)
-    limits = AgreementConfig(min_agreement=min_agreement)
     if agree is not None:
         chosen = AgreementLabeler(chosen, load_labeler(agree, opened), config=limits)
     if vote is not None:
@@ -126,9 +139,9 @@ def synth(
 def check(
     dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
     *,
-    classes: tuple[str, ...] | None = None,
-    foreground: int | None = None,
-    group: tuple[str, ...] = (),
+    classes: Maybe[tuple[str, ...]] = None,
+    foreground: Maybe[int] = None,
+    group: Several[str] = (),
     pictures: OfPictures = PICTURES,
     masks: OfMasks = MASKS,
     common: CommonFlags = COMMON,
@@ -177,9 +190,9 @@ def convert_dataset(
     format: Literal["coco", "yolo", "folder", "voc", "hf"],
     lossy: bool = False,
     instances: bool = False,
-    classes: tuple[str, ...] | None = None,
-    foreground: int | None = None,
-    group: tuple[str, ...] = (),
+    classes: Maybe[tuple[str, ...]] = None,
+    foreground: Maybe[int] = None,
+    group: Several[str] = (),
     pictures: OfPictures = PICTURES,
     masks: OfMasks = MASKS,
     common: CommonFlags = COMMON,

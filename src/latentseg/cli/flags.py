@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from latentseg.cli.messages import usage_error
 from latentseg.errors import InputError
 from latentseg.files import write_json
 
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from latentseg.generators import Generator
     from latentseg.students.segmenter import Segmenter
 
+
+T = TypeVar("T")
+
+# Flags that may be left out; their help says what happens then.
+Maybe = Annotated[T | None, arg(help_behavior_hint="")]
+Several = Annotated[tuple[T, ...], arg(help_behavior_hint="")]
+OfPreset = Annotated[T | None, arg(help_behavior_hint="(default: that of the preset)")]
+OfSettings = Annotated[T | None, arg(help_behavior_hint="(default: that of the settings)")]
+OfFeatures = Annotated[T | None, arg(help_behavior_hint="(default: that of the features)")]
+# A flag that begins with "no-"; its help says what it switches off.
+Off = Annotated[bool, arg(help_behavior_hint="")]
 
 GeneratorName = Annotated[
     Positional[str],
@@ -41,7 +53,7 @@ class Common:
 
     device: str = "auto"
     """Where to compute: auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps."""
-    json: Path | None = None
+    json: Maybe[Path] = None
     """Write the result as JSON to this file; - for stdout."""
     quiet: bool = False
     """No progress on stderr."""
@@ -53,11 +65,11 @@ class Common:
 class CheckpointFlags:
     """What is asked of the generator."""
 
-    classes: tuple[int, ...] = ()
+    classes: Several[int] = ()
     """Class labels to draw, of a conditional generator; by default all, equally often."""
-    option: tuple[str, ...] = ()
+    option: Several[str] = ()
     """NAME=VALUE of a checkpoint's family; see latentseg generators --family NAME."""
-    latents: Path | None = None
+    latents: Maybe[Path] = None
     """Draw these latents: (N, ...) in .npy, .npz, .safetensors, or a folder of latentseg invert."""
     latent_noise: float = 0.0
     """Noise added to them, in standard deviations of the generator's latents."""
@@ -94,7 +106,7 @@ def read_options(given: tuple[str, ...]) -> dict[str, Any]:
     for each in given:
         name, equals, text = each.partition("=")
         if not equals or not name:
-            raise InputError(f"--option {each}: expected NAME=VALUE.")
+            usage_error(f"--option {each}: expected NAME=VALUE.")
         try:
             value = json_module.loads(text)
         except ValueError:
@@ -126,15 +138,9 @@ def open_segmenter(model: str, common: Common) -> "Segmenter":
 
 
 def photos_and_out(paths: tuple[Path, ...], command: str) -> tuple[tuple[Path, ...], Path]:
-    """Photos, and the output folder that stands last.
-
-    Raises:
-        InputError: there is only one path.
-    """
+    """Photos, and the output folder that stands last; exits with code 2 if that is missing."""
     if len(paths) < 2:
-        raise InputError(
-            f"{command} needs at least one photo (or folder) and, last, an output folder."
-        )
+        usage_error(f"{command} needs at least one photo (or folder) and, last, an output folder.")
     return paths[:-1], paths[-1]
 
 

@@ -11,8 +11,11 @@ from latentseg.cli.flags import (
     PROCESSES,
     Common,
     CommonFlags,
+    Maybe,
+    OfFeatures,
     OfProcesses,
     Out,
+    Several,
     changed,
     console,
     read_options,
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def generators(
-    *, family: str | None = None, template: bool = False, common: CommonFlags = COMMON
+    *, family: Maybe[str] = None, template: bool = False, common: CommonFlags = COMMON
 ) -> None:
     """What is bundled, what else can be opened, and which labelers each serves.
 
@@ -126,9 +129,9 @@ def convert(
     ],
     out: Out,
     *,
-    option: tuple[str, ...] = (),
-    name: str | None = None,
-    licence: str | None = None,
+    option: Several[str] = (),
+    name: Maybe[str] = None,
+    licence: Maybe[str] = None,
     half: bool = False,
     common: CommonFlags = COMMON,
 ) -> None:
@@ -164,25 +167,25 @@ def train_generator(
     *,
     features: Literal["none", "efficientnet-lite0"] = "none",
     size: tuple[int, int] = (64, 64),
-    channels: tuple[int, ...] | None = None,
+    channels: Maybe[tuple[int, ...]] = None,
     images: int = 1_000_000,
-    batch: int | None = None,
-    lr: float | None = None,
-    discriminator_lr: float | None = None,
+    batch: OfFeatures[int] = None,
+    lr: OfFeatures[float] = None,
+    discriminator_lr: OfFeatures[float] = None,
     r1_weight: float = 0.1,
-    style_mixing: float | None = None,
+    style_mixing: OfFeatures[float] = None,
     ema_images: int = 10_000,
-    augmentation: tuple[Literal["color", "translation", "cutout"], ...] | None = None,
+    augmentation: OfFeatures[tuple[Literal["color", "translation", "cutout"], ...]] = None,
     adaptive: bool = False,
-    feature_px: int | None = None,
-    feature_weights: Path | None = None,
-    blur_images: int | None = None,
+    feature_px: Maybe[int] = None,
+    feature_weights: Maybe[Path] = None,
+    blur_images: OfFeatures[int] = None,
     classes: bool = False,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     report_images: int = 32_000,
     distance_images: int = 1_000,
-    inception: Path | None = None,
-    name: str | None = None,
+    inception: Maybe[Path] = None,
+    name: Maybe[str] = None,
     licence: str = "unknown: that of the photos",
     seed: int = 0,
     pictures: OfPictures = PICTURES,
@@ -208,11 +211,11 @@ def train_generator(
         style_mixing: Chance that an image is drawn from two styles; 0.9, with features 0.5.
         ema_images: Half-life of the averaged generator, in photos shown.
         augmentation: Differentiable augmentation of photos and drawn images: color and
-            translation, with features translation alone.
+            translation, with features cutout as well.
         adaptive: Let its strength follow the discriminator's overfitting.
         feature_px: Shorter side at which the features see an image: 1.5 times that of the size.
         feature_weights: File of EfficientNet-Lite0; by default that of the installed package.
-        blur_images: Photos until which the features see blurred images; 32 000 with features.
+        blur_images: Photos until which the features see blurred images; 8 000 with features.
         classes: Learn the subfolders as classes.
         precision: auto takes bf16 where the hardware has it.
         report_images: Photos between two reports.

@@ -14,13 +14,17 @@ from latentseg.cli.flags import (
     PROCESSES,
     CommonFlags,
     GeneratorName,
+    Maybe,
     OfCheckpoint,
+    OfPreset,
     OfProcesses,
+    Several,
     changed,
     read_options,
     tell,
     write_result,
 )
+from latentseg.cli.messages import usage_error
 from latentseg.cli.methods import (
     MethodFlags,
     Painted,
@@ -29,10 +33,10 @@ from latentseg.cli.methods import (
     refuse_flags_of_others,
     settings_flag,
     specialized,
-    usage_error,
     with_settings,
 )
 from latentseg.cli.results import print_results
+from latentseg.cli.self_training import SELF_TRAINING, OfSelfTraining
 from latentseg.cli.students import student_config
 from latentseg.errors import InputError
 from latentseg.files import read_json
@@ -47,11 +51,10 @@ RESERVED = (
     *("method", "agree", "vote", "ensemble", "preset", "settings", "painted", "eval", "group"),
     *("photos", "rounds", "ceiling", "count", "network", "width", "steps", "protocol", "seed"),
     *("keep-dataset", "classes", "option", "latents", "device", "devices", "nodes"),
+    *("encoder-weights", "encoder-lr", "ema", "student-size", "max-photos", "photo-share"),
+    *("adapt", "area", "area-from", "hold-last", "agreement-smoothing", "mixing"),
+    *("label-edges",),
 )
-
-
-OF_PRESET = arg(help_behavior_hint="(default: that of the preset)")
-IF_GIVEN = arg(help_behavior_hint="")
 
 
 def run_command(arguments: Sequence[str]) -> Callable[..., None]:
@@ -86,15 +89,18 @@ def run_command(arguments: Sequence[str]) -> Callable[..., None]:
 
 def _taking_part(arguments: Sequence[str]) -> list[LabelerKind[Any]]:
     """The methods that the arguments name."""
-    method, agree, vote = (given(arguments, f"--{name}") for name in ("method", "agree", "vote"))
-    if method == "voting":
-        method, vote = VOTING
+    named = {flag: given(arguments, flag) for flag in ("--method", "--agree", "--vote")}
+    if named["--method"] == "voting":
+        named["--method"], named["--vote"] = VOTING
+    named["--method"] = named["--method"] or VOTING[0]
+    return [_kind_of(flag, name) for flag, name in named.items() if name][:2]
+
+
+def _kind_of(flag: str, name: str) -> LabelerKind[Any]:
     try:
-        first = find_kind(method or VOTING[0])
-        second = agree or vote
-        return [first, find_kind(second)] if second else [first]
+        return find_kind(name)
     except InputError as error:
-        usage_error(str(error))
+        usage_error(f"{flag}: {error}")
 
 
 def run(
@@ -102,25 +108,30 @@ def run(
     out: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     method: str = "directions",
-    agree: Annotated[str | None, IF_GIVEN] = None,
-    vote: Annotated[str | None, IF_GIVEN] = None,
+    agree: Maybe[str] = None,
+    vote: Maybe[str] = None,
     ensemble: bool = False,
     preset: Literal["quick", "standard", "paper"] = "standard",
     settings: str,
     painted: Path | None,
-    eval: tuple[Path, ...] = (),
-    group: tuple[str, ...] = (),
-    photos: Annotated[Path | None, IF_GIVEN] = None,
-    rounds: Annotated[int | None, OF_PRESET] = None,
-    ceiling: Annotated[Path | None, IF_GIVEN] = None,
-    count: Annotated[int | None, OF_PRESET] = None,
-    network: Annotated[str | None, OF_PRESET] = None,
-    width: Annotated[float | None, OF_PRESET] = None,
-    steps: Annotated[int | None, OF_PRESET] = None,
-    protocol: Annotated[str | None, OF_PRESET] = None,
+    eval: Several[Path] = (),
+    group: Several[str] = (),
+    photos: Several[Path] = (),
+    rounds: OfPreset[int] = None,
+    ceiling: Maybe[Path] = None,
+    count: OfPreset[int] = None,
+    network: OfPreset[str] = None,
+    width: OfPreset[float] = None,
+    steps: OfPreset[int] = None,
+    student_size: Maybe[tuple[int, int]] = None,
+    encoder_weights: Maybe[Path] = None,
+    encoder_lr: Maybe[float] = None,
+    ema: Maybe[float] = None,
+    protocol: OfPreset[str] = None,
     keep_dataset: bool = False,
     seed: int = 0,
     labeler: MethodFlags,
+    self_training: OfSelfTraining = SELF_TRAINING,
     checkpoint: OfCheckpoint = CHECKPOINT,
     processes: OfProcesses = PROCESSES,
     common: CommonFlags = COMMON,
@@ -139,13 +150,22 @@ def run(
         preset: quick for a first look, standard for quality, paper for the published settings.
         eval: Real photos with masks to measure on; may be given several.
         group: Classes made of their labels: named groupings or JSON files, applied in turn.
-        photos: Unlabelled photos of the same domain, for self-training.
+        photos: Unlabelled photos of the same domain, for self-training: photos, or folders.
         rounds: Rounds of self-training.
         ceiling: Real photos with masks: the same student learns from them, for comparison.
         count: Synthetic pairs; 0 draws new ones for as long as the student trains.
-        network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
+        network: "unet", the papers' own; "unet:efficientnet-lite0", whose encoder has seen the
+            photos of ImageNet (extra `features`); or "smp:ARCHITECTURE:ENCODER[:WEIGHTS]" with the
+            extra `networks`.
         width: Width of the U-Net, 1 in the paper.
-        steps: Training steps of the student.
+        steps: Training steps of the student; half of them for an initialized encoder.
+        student_size: Height and width at which it works; by default those of the generator, and at
+            least 128 px for an encoder that has seen photos.
+        encoder_weights: File of the weights of a pretrained encoder; by default those of the
+            installed package, or of the user's cache.
+        encoder_lr: Learning rate of a pretrained encoder; by default a tenth of the other.
+        ema: The student is a moving average of its weights, of which this share is kept at each
+            step, for example 0.99.
         protocol: How results are measured: melas2021, pooled or tritrong2021.
         keep_dataset: Keep the synthetic pairs in RUN/dataset.
         seed: Seeds all random numbers.
@@ -158,7 +178,13 @@ def run(
     if method == "voting":
         method, vote = VOTING
     base = preset_for(preset, method)
-    student = student_config(base.student, network=network, width=width, steps=steps)
+    student = changed(
+        student_config(base.student, network=network, width=width, steps=steps),
+        size=student_size,
+        encoder_weights=None if encoder_weights is None else str(encoder_weights),
+        encoder_lr=encoder_lr,
+        ema=ema,
+    )
     configs = labeler.configs
     config = replace(
         base,
@@ -169,7 +195,7 @@ def run(
         ensemble=ensemble,
         count=base.count if count is None else count or None,
         student=student,
-        rounds=changed(base.rounds, rounds=rounds, train=student),
+        rounds=self_training.changed(changed(base.rounds, rounds=rounds, train=student)),
         protocol=protocol or base.protocol,
         seed=seed,
     )

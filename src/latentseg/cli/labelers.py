@@ -14,12 +14,16 @@ from latentseg.cli.flags import (
     Common,
     CommonFlags,
     GeneratorName,
+    Maybe,
     OfCheckpoint,
+    Off,
     Out,
+    Several,
     open_generator,
     tell,
     write_result,
 )
+from latentseg.cli.messages import usage_error
 from latentseg.cli.methods import (
     MethodFlags,
     Painted,
@@ -28,7 +32,6 @@ from latentseg.cli.methods import (
     refuse_flags_of_others,
     settings_flag,
     specialized,
-    usage_error,
 )
 from latentseg.errors import InputError
 from latentseg.files import read_json
@@ -93,11 +96,12 @@ def fit_kind(
     from latentseg.labelers.fitting import fit_labeler
 
     del settings  # they are the defaults of the labeler's flags
+    config = labeler.configs[method]
     fit_labeler(
         find_kind(method),
         open_generator(generator, checkpoint, common),
         painted=painted,
-        config=labeler.configs[method],
+        config=config,
         seed=seed,
         out=out,
         quiet=common.quiet,
@@ -149,12 +153,12 @@ def paint(
     generator: GeneratorName,
     out: Out,
     *,
-    parts: tuple[str, ...] = (),
-    port: int | None = None,
-    open: bool = True,
-    preview: bool = True,
-    export: Path | None = None,
-    import_masks: Annotated[Path | None, arg(name="import")] = None,
+    parts: Several[str] = (),
+    port: Maybe[int] = None,
+    open: Off = True,
+    preview: Off = True,
+    export: Maybe[Path] = None,
+    import_masks: Annotated[Path | None, arg(name="import", help_behavior_hint="")] = None,
     seed: int = 0,
     checkpoint: OfCheckpoint = CHECKPOINT,
     common: CommonFlags = COMMON,
@@ -166,8 +170,8 @@ def paint(
         out: The painting: a dataset folder. One that is there is gone on with.
         parts: Names of the classes of a new painting; more can be added on the page.
         port: On 127.0.0.1; by default any free one.
-        open: Open the page in the browser.
-        preview: Teach a head while painting, and show what it makes of other images.
+        open: Print the address of the page, and open no browser.
+        preview: Train no head while you paint, and show no masks of other images.
         export: Write images, masks with a palette and classes.json here, to paint elsewhere.
         import_masks: Take the PNG masks of this folder into the painting, if all of them fit.
         seed: Of the images to choose from.

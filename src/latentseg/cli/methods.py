@@ -10,11 +10,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_type_hints
 
 from docstring_parser import parse
 from tyro.conf import arg
 
+from latentseg.cli.messages import in_flags, usage_error
+from latentseg.errors import InputError
 from latentseg.labelers.kinds import LabelerKind
 from latentseg.labelers.registry import kinds
 
@@ -60,6 +62,7 @@ class MethodFlags(Protocol):
     """The flags of all labelers that take part in a command, with their values."""
 
     names: ClassVar[frozenset[str]]
+    by_field: ClassVar[Mapping[str, str]]
 
     @property
     def configs(self) -> dict[str, Any]:
@@ -97,23 +100,33 @@ def flags_of(
             entry = replace(entry, flag=f"{owner.rpartition(':')[2]}-{entry.flag}")
         name = re.sub(r"\W", "_", "_".join((owner, *entry.path)))
         entries[name] = (owner, entry)
-        hint = "" if entry.value is None else None
+        is_said = entry.value is None or entry.value is True or entry.value == ()
+        hint = "" if is_said else None
         about = arg(name=entry.flag, help=entry.help, help_behavior_hint=hint)
         declared.append((name, Annotated[entry.type, about], field(default=entry.value)))
 
     def given_configs(values: Any) -> dict[str, Any]:
-        found = {owner: config for owner, (config, _) in configs.items()}
-        for name, (owner, entry) in entries.items():
-            value = getattr(values, name)
-            if entry.unit != 1:
-                value = round(value * entry.unit)
-            if value in ("yes", "no"):
-                value = value == "yes"
-            found[owner] = _with(found[owner], entry.path, value)
-        return found
+        return {owner: given_config(values, owner) for owner in configs}
 
-    names = frozenset(entry.flag for _, entry in entries.values())
-    members = {"configs": property(given_configs), "names": names}
+    def given_config(values: Any, owner: str) -> Any:
+        given = {
+            entry.path: _in_unit(getattr(values, name), entry.unit)
+            for name, (of, entry) in entries.items()
+            if of == owner
+        }
+        try:
+            return _with(configs[owner][0], given)
+        except InputError as error:
+            raise InputError(in_flags(str(error), by_field(owner))) from error
+
+    def by_field(*owners: str) -> dict[str, str]:
+        return {entry.path[-1]: f"--{entry.flag}" for of, entry in entries.values() if of in owners}
+
+    members = {
+        "configs": property(given_configs),
+        "names": frozenset(entry.flag for _, entry in entries.values()),
+        "by_field": by_field(*configs),
+    }
     return make_dataclass("MethodFlags", declared, frozen=True, namespace=members)
 
 
@@ -139,16 +152,26 @@ def field_flags(
             kind = Literal["yes", "no"] | None
             value = {True: "yes", False: "no"}.get(value)
         if value is True:  # tyro makes it a flag that begins with no-
-            help = f"Do not: {help}"
+            help = f"Do not {help[0].lower()}{help[1:]}"
         found.append(FieldFlag(here, f"{prefix}{flag}", kind, value, help, unit))
     return found
 
 
-def _with(config: Any, path: tuple[str, ...], value: Any) -> Any:
-    name, *rest = path
-    if rest:
-        value = _with(getattr(config, name), tuple(rest), value)
-    return config if getattr(config, name) == value else replace(config, **{name: value})
+def _in_unit(value: Any, unit: int) -> Any:
+    if value in ("yes", "no"):
+        return value == "yes"
+    return value if unit == 1 else round(value * unit)
+
+
+def _with(config: Any, given: Mapping[tuple[str, ...], Any]) -> Any:
+    """`config` with the values at these paths, all at once: they are checked together."""
+    inner = {
+        name: {path[1:]: value for path, value in given.items() if path[0] == name}
+        for name in {path[0] for path in given if len(path) > 1}
+    }
+    values = {path[0]: value for path, value in given.items() if len(path) == 1}
+    values |= {name: _with(getattr(config, name), each) for name, each in inner.items()}
+    return replace(config, **values)
 
 
 def settings_flag(taking_part: Sequence[LabelerKind[Any]]) -> Any:
@@ -220,12 +243,6 @@ def _retire(flag: str, value: str) -> None:
 
 def _warn(text: str) -> None:
     print(f"warning: {text} The next version will not know it.", file=sys.stderr)
-
-
-def usage_error(text: str) -> NoReturn:
-    """Ends the command: it was used in a wrong way."""
-    print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)
 
 
 def refuse_flags_of_others(

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
+from latentseg.cli.flags import Maybe, Several
+
 if TYPE_CHECKING:
     from latentseg.images import Reading
 
@@ -13,13 +15,13 @@ if TYPE_CHECKING:
 class PictureFlags:
     """How pictures become images where there is a choice."""
 
-    range: tuple[float, float] | None = None
+    range: Maybe[tuple[float, float]] = None
     """Values that become black and white in pictures of more than 8 bits; by default one range for
     all of them: that of the bits which the brightest needs, or what the files themselves say."""
-    bands: tuple[int, ...] = ()
+    bands: Several[int] = ()
     """Bands of TIFFs that are red, green and blue, such as 4 3 2, or the only one; the first is 1.
     By default the first three of up to four."""
-    page: int | None = None
+    page: Maybe[int] = None
     """Page of TIFF stacks and volumes; the first is 1. By default all of them, each as a photo."""
 
     @property

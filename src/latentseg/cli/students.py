@@ -10,9 +10,13 @@ from latentseg.cli.flags import (
     COMMON,
     PROCESSES,
     CommonFlags,
+    Maybe,
     Model,
+    Off,
+    OfPreset,
     OfProcesses,
     Out,
+    Several,
     changed,
     open_segmenter,
     photos_and_out,
@@ -20,9 +24,10 @@ from latentseg.cli.flags import (
     tell,
     write_result,
 )
+from latentseg.cli.messages import usage_error
 from latentseg.cli.pictures import MASKS, PICTURES, OfMasks, OfPictures
 from latentseg.cli.results import print_results
-from latentseg.errors import InputError
+from latentseg.cli.self_training import SELF_TRAINING, OfSelfTraining
 from latentseg.files import read_json
 from latentseg.progress import say
 
@@ -35,21 +40,25 @@ def train(
     out: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     preset: Literal["quick", "standard", "paper"] = "standard",
-    network: str | None = None,
-    width: float | None = None,
-    steps: int | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
-    augment: Literal["none", "flip", "photo", "parts", "parts-photo"] | None = None,
-    weight_decay: float | None = None,
-    clip: float | None = None,
-    soft: bool = True,
-    classes: tuple[str, ...] | None = None,
-    foreground: int | None = None,
-    group: tuple[str, ...] = (),
-    size: tuple[int, int] | None = None,
-    photos: Path | None = None,
+    network: OfPreset[str] = None,
+    width: OfPreset[float] = None,
+    steps: OfPreset[int] = None,
+    batch: OfPreset[int] = None,
+    lr: OfPreset[float] = None,
+    augment: OfPreset[Literal["none", "flip", "photo", "parts", "parts-photo"]] = None,
+    weight_decay: OfPreset[float] = None,
+    clip: OfPreset[float] = None,
+    encoder_weights: Maybe[Path] = None,
+    encoder_lr: Maybe[float] = None,
+    ema: Maybe[float] = None,
+    soft: Off = True,
+    classes: Maybe[tuple[str, ...]] = None,
+    foreground: Maybe[int] = None,
+    group: Several[str] = (),
+    size: Maybe[tuple[int, int]] = None,
+    photos: Several[Path] = (),
     rounds: int = 3,
+    self_training: OfSelfTraining = SELF_TRAINING,
     seed: int = 0,
     pictures: OfPictures = PICTURES,
     masks: OfMasks = MASKS,
@@ -62,7 +71,9 @@ def train(
         dataset: Images with masks, synthetic or real, in any layout that convert-dataset reads.
         out: Folder of the training; RUN/model is the segmenter.
         preset: quick, standard or paper.
-        network: "unet", or "smp:ARCHITECTURE:ENCODER" with the extra `networks`.
+        network: "unet", the papers' own; "unet:efficientnet-lite0", whose encoder has seen the
+            photos of ImageNet (extra `features`); or "smp:ARCHITECTURE:ENCODER[:WEIGHTS]" with the
+            extra `networks`.
         width: Width of the U-Net, 1 in the paper.
         steps: Training steps.
         batch: Pairs per step.
@@ -71,12 +82,19 @@ def train(
             parts (Tritrong 2021): scaled, turned and moved; parts-photo: both.
         weight_decay: Of Adam.
         clip: Largest value of a gradient.
-        soft: Learn from class probabilities, where the dataset has them.
+        encoder_weights: File of the weights of a pretrained encoder; by default those of the
+            installed package, or of the user's cache.
+        encoder_lr: Learning rate of a pretrained encoder; by default a tenth of the other.
+        ema: The student is a moving average of its weights, of which this share is kept at each
+            step, for example 0.99.
+        soft: Learn from the masks alone, even where the dataset has class probabilities.
         classes: Names of the classes, if the masks do not say them.
         foreground: The value in the masks that is the foreground, if they do not say it.
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
-        size: Height and width of its input; by default those of the first image.
-        photos: Unlabelled photos of the same domain, for self-training afterwards.
+        size: Height and width at which the student works; by default those of the first image, and
+            at least 128 px for an encoder that has seen photos.
+        photos: Unlabelled photos of the same domain, for self-training afterwards; more than the
+            generator saw if there are more. Photos, or folders.
         rounds: Rounds of self-training.
         seed: Of everything random.
     """
@@ -85,18 +103,31 @@ def train(
     from latentseg.datasets.shard_files import is_sharded
     from latentseg.datasets.shard_pairs import ShardPairs
     from latentseg.distributed import rank_and_world
-    from latentseg.students.self_training import SelfTrainingConfig, self_train
+    from latentseg.students.self_training import self_train
+    from latentseg.students.self_training_settings import SelfTrainingConfig
     from latentseg.students.training import PRESETS
     from latentseg.students.training import train as train_student
 
     if photos and rank_and_world()[1] * processes.devices * processes.nodes > 1:
-        raise InputError("Self-training is done by one process: leave out --photos, or --devices.")
+        usage_error(
+            "--photos: self-training is done by one process. Leave out --photos, or --devices."
+        )
     base = PRESETS[preset]
     config = student_config(base, network=network, width=width, steps=steps)
     config = changed(
-        config, batch=batch, lr=lr, augment=augment, weight_decay=weight_decay, clip=clip
+        config,
+        batch=batch,
+        lr=lr,
+        augment=augment,
+        weight_decay=weight_decay,
+        clip=clip,
+        size=size,
+        encoder_weights=None if encoder_weights is None else str(encoder_weights),
+        encoder_lr=encoder_lr,
+        ema=ema,
     )
     config = replace(config, seed=seed)
+    on_photos = self_training.changed(SelfTrainingConfig(rounds=rounds, train=config))
     if is_sharded(dataset):
         pairs = ShardPairs(dataset, size=size, seed=seed, soft=soft)
     else:
@@ -131,7 +162,7 @@ def train(
             photos,
             pairs,
             out=out / "photos",
-            config=SelfTrainingConfig(rounds=rounds, train=config),
+            config=on_photos,
             device=common.device,
             quiet=common.quiet,
         )
@@ -145,11 +176,13 @@ def evaluate(
     dataset: Annotated[Positional[Path], arg(metavar="DATASET")],
     *,
     protocol: str = "melas2021",
-    classes: tuple[str, ...] | None = None,
-    foreground: int | None = None,
-    group: tuple[str, ...] = (),
-    limit: int | None = None,
+    classes: Maybe[tuple[str, ...]] = None,
+    foreground: Maybe[int] = None,
+    group: Several[str] = (),
+    limit: Maybe[int] = None,
     flip: bool = False,
+    scales: tuple[float, ...] = (1.0,),
+    edges: Maybe[int] = None,
     pictures: OfPictures = PICTURES,
     masks: OfMasks = MASKS,
     common: CommonFlags = COMMON,
@@ -167,6 +200,10 @@ def evaluate(
         group: Classes made of the labels: named groupings or JSON files, applied in turn.
         limit: At most so many photos, evenly spread.
         flip: Average the answer with that for the mirrored photo.
+        scales: Average the answers to the photo seen at these multiples of the size at which the
+            student works, for example 1 1.5.
+        edges: Let masks end where the brightness of the photo changes, within this many pixels of
+            the photo as the student sees it (guided filter).
     """
     from latentseg.evaluation.real_photos import evaluate as evaluate_model
 
@@ -182,6 +219,8 @@ def evaluate(
         invert=masks.invert,
         limit=limit,
         flip=flip,
+        scales=scales,
+        edges=edges,
         device=common.device,
         quiet=common.quiet,
     )
@@ -197,7 +236,8 @@ def predict(
         arg(
             metavar="PHOTO [PHOTO ...] OUT",
             help="Photos, folders (with those inside), .txt lists of photos, - for a list on "
-            "stdin; last the output.",
+            "stdin; last the output. (required)",
+            help_behavior_hint="",
         ),
     ],
     *,
@@ -205,7 +245,9 @@ def predict(
         *("masks", "overlays", "cutouts"),
     ),
     flip: bool = False,
-    tile: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    edges: Maybe[int] = None,
+    tile: Maybe[int] = None,
     tile_overlap: float = 0.5,
     pictures: OfPictures = PICTURES,
     common: CommonFlags = COMMON,
@@ -218,6 +260,10 @@ def predict(
         outputs: What is written: masks, overlays, cutouts, scores (.npy of float32), coco
             (annotations.json).
         flip: Average the answer with that for the mirrored photo.
+        scales: Average the answers to the photo seen at these multiples of the size at which the
+            student works, for example 1 1.5.
+        edges: Let masks end where the brightness of the photo changes, within this many pixels of
+            the photo as the student sees it (guided filter).
         tile: See photos whose shorter side is longer than this in windows of this many photo
             pixels, for small objects in large photos. About an object with its surroundings; at
             least the size that the student was trained at.
@@ -232,6 +278,8 @@ def predict(
         out,
         outputs=outputs,
         flip=flip,
+        scales=scales,
+        edges=edges,
         tile=tile,
         tile_overlap=tile_overlap,
         reading=pictures.reading,
@@ -250,10 +298,10 @@ def export(
     format: Literal["safetensors", "onnx", "torch"] = "onnx",
     int8: bool = False,
     flip: bool = False,
-    photos: Path | None = None,
-    data: Path | None = None,
-    group: tuple[str, ...] = (),
-    push: str | None = None,
+    photos: Maybe[Path] = None,
+    data: Maybe[Path] = None,
+    group: Several[str] = (),
+    push: Maybe[str] = None,
     private: bool = False,
     common: CommonFlags = COMMON,
 ) -> None:
@@ -315,8 +363,12 @@ def student_config(
     base: "TrainConfig", *, network: str | None, width: float | None, steps: int | None
 ) -> "TrainConfig":
     """`base` with other sizes; the learning rate falls at the same share of the steps."""
+    from latentseg.students.networks import initialized_on
+
     if network not in (None, "unet") and width is None:
         width = 1.0  # the width of a preset is one of the U-Net
+    if network is not None and steps is None and initialized_on(network):
+        steps = base.steps // 2  # it has learned before
     decay_at = None if steps is None else round(steps * base.decay_at / base.steps)
     return changed(base, network=network, width=width, steps=steps, decay_at=decay_at)
 

@@ -77,9 +77,11 @@ def convert_dataset(
     """
     out = Path(out)
     if format not in FORMATS:
-        raise InputError(f"`format`: expected one of {', '.join(FORMATS)}, found {format!r}.")
-    if (lossy and format != "yolo") or (instances and format != "coco"):
-        raise InputError(f"`format` {format}: `lossy` is for yolo, `instances` for coco.")
+        raise InputError(f"`format`: expected one of {', '.join(FORMATS)}, found {format}.")
+    if lossy and format != "yolo":
+        raise InputError(f"`lossy`: of the format yolo only, found {format}.")
+    if instances and format != "coco":
+        raise InputError(f"`instances`: of the format coco only, found {format}.")
     is_path = isinstance(source, Path | str)
     dataset = open_dataset(source, examine=False) if is_path else source
     place = str(dataset.folder.absolute()) if isinstance(dataset, RealDataset) else None

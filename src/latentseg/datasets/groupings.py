@@ -56,13 +56,13 @@ class Grouping:
                 near = difflib.get_close_matches(label, labels, n=1)
                 hint = f" Perhaps {near[0]}?" if near else ""
                 raise InputError(
-                    f"--group {self.name}: the data set has no label {label!r}.{hint} "
-                    f"Its labels: {', '.join(labels)}."
+                    f"`grouping`: {self.name} names {label!r}, but the dataset has no such label."
+                    f"{hint} Its labels: {', '.join(labels)}."
                 )
         rest = [label for label in labels if label not in self.labels]
         if rest and not any(REST in group for group in self.groups.values()):
             raise InputError(
-                f"--group {self.name}: says nothing of {', '.join(rest)}. Put each label into a "
+                f"`grouping`: {self.name} says nothing of {', '.join(rest)}. Put each label into a "
                 f'class, or under "{BACKGROUND}" or "{IGNORED}"; "{REST}" stands for all the rest.'
             )
         id_of = {BACKGROUND: 0, IGNORED: IGNORE}
@@ -90,8 +90,8 @@ def find_grouping(name: str | Path | Grouping) -> Grouping:
         near = difflib.get_close_matches(str(name), GROUPINGS, n=1)
         hint = f" Perhaps {near[0]}?" if near else ""
         raise InputError(
-            f"--group {name}: expected one of {', '.join(GROUPINGS)}, or a JSON file such as "
-            f'{{"top": ["shirt", "coat"], "background": ["*"]}}.{hint}'
+            f"`grouping`: expected one of {', '.join(GROUPINGS)}, or a JSON file such as "
+            f'{{"top": ["shirt", "coat"], "background": ["*"]}}; found {name}.{hint}'
         )
     groups = read_json(name)
     if not isinstance(groups, dict) or not all(map(_is_group, groups.values())):

@@ -126,8 +126,8 @@ def pascal_part(folder: Path, groupings: Sequence[Grouping]) -> Listing | None:
         return None
     if not groupings:
         raise InputError(
-            f"{folder}: PASCAL-Part has objects of many kinds. Say with `group` which parts to "
-            "measure: pascal-car, pascal-horse, or a JSON file with labels as car/wheel."
+            f"{folder}: PASCAL-Part has objects of many kinds. Say which parts to measure with "
+            "`grouping` pascal-car, pascal-horse, or a JSON file with labels as car/wheel."
         )
     grouping, *rest = groupings
     kinds = {label.partition("/")[0] for label in grouping.labels}

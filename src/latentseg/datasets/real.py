@@ -248,9 +248,9 @@ def _known_meaning(
         return listing.meaning
     if len(classes) != len(listing.meaning.classes):
         raise InputError(
-            f"`classes`: names {len(classes)}, but {listing.name} has "
-            f"{len(listing.meaning.classes)}: {', '.join(listing.meaning.classes)}. Merge or leave "
-            "out classes with `group`."
+            f"{listing.folder}: {listing.name} has {len(listing.meaning.classes)} classes "
+            f"({', '.join(listing.meaning.classes)}), but `classes` names {len(classes)}. "
+            "Merge or leave out classes with a `grouping`."
         )
     return replace(listing.meaning, classes=class_ids(classes).classes)
 

@@ -141,7 +141,7 @@ class ShardFolder:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{self.folder / DESCRIPTION}: does not describe shards ({error!r}). "
-                "Make them with: latentseg synth ... --format shards"
+                "Make them with: latentseg synth GENERATOR LABELER OUT --format shards"
             ) from error
         if missing := [shard.name for shard in self.shards if shard.name not in self.digests]:
             raise CorruptFileError(f"{self.folder / MANIFEST}: does not name {', '.join(missing)}.")

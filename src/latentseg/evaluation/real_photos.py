@@ -13,15 +13,15 @@ from latentseg.evaluation.measuring import Scorer, measure
 from latentseg.evaluation.results import Result
 from latentseg.images import PLAIN, Reading
 from latentseg.progress import say
-from latentseg.students.segmenter import Segmenter
+from latentseg.students.segmenter import WHOLE, Segmenter
 
 
 @runtime_checkable
-class Mirrorable(Protocol):
-    """A scorer that can average its answer with that for the mirrored photo."""
+class HasOptions(Protocol):
+    """A scorer that can answer in more than one way, as `Segmenter.predict` can."""
 
-    def mirrored(self) -> Scorer:
-        """The same scorer, which always does."""
+    def with_options(self, *, flip: bool, scales: Sequence[float], edges: int | None) -> Scorer:
+        """The same scorer, which always answers so."""
         ...
 
 
@@ -38,6 +38,8 @@ def evaluate(
     invert: bool = False,
     limit: int | None = None,
     flip: bool = False,
+    scales: Sequence[float] = WHOLE,
+    edges: int | None = None,
     device: str = "auto",
     quiet: bool = False,
 ) -> Result:
@@ -55,6 +57,9 @@ def evaluate(
         binarize, invert: How masks are read; see `open_dataset`.
         limit: Measure at most this many photos, evenly spread.
         flip: Average the answer with that for the mirrored photo.
+        scales: Average over the photo seen at these multiples of the input size.
+        edges: Let masks end where the brightness of the photo changes, within this many pixels;
+            see `Segmenter.predict`.
         device: Where a segmenter that is given by name computes.
         quiet: Show no progress.
 
@@ -63,7 +68,7 @@ def evaluate(
 
     Raises:
         InputError: there is no such segmenter, data set or protocol; their classes do not agree;
-            or `flip` is asked of masks.
+            or `flip`, `scales` or `edges` is asked of masks.
         CorruptFileError: a file is damaged.
         DivergedError: scores are NaN or infinite.
     """
@@ -89,10 +94,10 @@ def evaluate(
         scorer = Segmenter.from_pretrained(model, device=device)
     else:
         scorer = model
-    if flip:
-        if not isinstance(scorer, Mirrorable):
-            raise InputError("`flip`: masks cannot be averaged with those of mirrored photos.")
-        scorer = scorer.mirrored()
+    if flip or tuple(scales) != WHOLE or edges is not None:
+        if not isinstance(scorer, HasOptions):
+            raise InputError("`flip`, `scales`, `edges`: masks are measured as they are.")
+        scorer = scorer.with_options(flip=flip, scales=scales, edges=edges)
     dataset = dataset.thinned(limit)
     result = measure(scorer, dataset, protocol=protocol, quiet=quiet)
     return replace(result, note=note, floors=floors(dataset, protocol=protocol))

@@ -103,7 +103,7 @@ def load_generator(
     generator = _open(str(name), options or {}, trust_code=trust_code)
     if classes:
         if not isinstance(generator, HasClasses):
-            raise InputError(f"{name}: cannot be told which classes to draw.")
+            raise InputError(f"`classes`: {name} cannot be told which classes to draw.")
         generator = generator.with_classes(classes)
     if latents is not None:
         if not isinstance(generator, HasBank):
@@ -113,7 +113,7 @@ def load_generator(
             )
         generator = generator.with_bank(read_bank(latents, noise=latent_noise))
     elif latent_noise:
-        raise InputError("latent_noise: there are no latents to add it to; give a file of them.")
+        raise InputError("`latent_noise`: there are no latents to add it to; give a file of them.")
     return generator.to(pick_device(device))
 
 

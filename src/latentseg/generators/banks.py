@@ -53,7 +53,7 @@ class Bank:
                 f"({shape[0]},), one for each latent."
             )
         if not 0 <= self.noise < math.inf:
-            raise InputError(f"latent_noise {self.noise}: expected 0 or more.")
+            raise InputError(f"`latent_noise`: expected at least 0, found {self.noise}.")
 
     @property
     def description(self) -> str:

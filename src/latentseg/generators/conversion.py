@@ -91,7 +91,7 @@ def _opened(source: str, options: Options) -> Source:
     if checkpoint.kind in PROGRAMS:
         raise InputError(
             f"{checkpoint.path}: a {checkpoint.kind} program, whose layers cannot be converted. "
-            "Use it as it is, with --trust-code."
+            f"Use it as it is: latentseg run {checkpoint.path} RUN --trust-code"
         )
     if "generator" in checkpoint.metadata or (checkpoint.path / MANIFEST).is_file():
         raise InputError(f"{checkpoint.path}: is a generator of latentseg already.")

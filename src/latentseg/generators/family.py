@@ -194,7 +194,7 @@ class Family:
     def _refuse(self, options: Options, known: set[str]) -> None:
         if unknown := [name for name in options if name not in known]:
             has = ", ".join(sorted(known)) or "none"
-            raise InputError(f"{self.name}: no option {unknown[0]!r} here. There are: {has}.")
+            raise InputError(f"`options`: {self.name} has no {unknown[0]}. There are: {has}.")
 
     def generator(
         self, imported: Imported, info: GeneratorInfo, where: Path | str

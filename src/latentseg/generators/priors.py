@@ -61,7 +61,7 @@ class Prior:
             )
         if wrong := [label for label in self.classes if not 0 <= label < self.n_classes]:
             known = f"0 to {self.n_classes - 1}" if self.n_classes else "none: it is unconditional"
-            raise InputError(f"Classes {wrong}: this generator's classes are {known}.")
+            raise InputError(f"`classes`: this generator's classes are {known}, found {wrong}.")
         weights = (
             [self.class_weights[label] for label in self._labels] if self.class_weights else [1]
         )

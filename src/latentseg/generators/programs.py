@@ -130,10 +130,11 @@ def load_program(checkpoint: Checkpoint, options: Options, *, trust_code: bool) 
     if not trust_code:
         raise UnsafeFileError(
             f"{path}: a {checkpoint.kind} file is a program, and opening it runs it. If you trust "
-            f"where it comes from, and its sha256 is {checkpoint.sha256}, allow it: --trust-code"
+            f"where it comes from, and its sha256 is {checkpoint.sha256}, allow it with "
+            "`trust_code`."
         )
     if unknown := [name for name in options if name not in OPTIONS]:
-        raise InputError(f"{path}: no option {unknown[0]!r} here. There are: {', '.join(OPTIONS)}.")
+        raise InputError(f"`options`: {path} has no {unknown[0]}. There are: {', '.join(OPTIONS)}.")
     program, latent = _exported(path) if checkpoint.kind == "exported" else _scripted(path)
     info = GeneratorInfo(
         name=path.stem,
@@ -202,21 +203,22 @@ def _latent(found: tuple[int, ...] | None, options: Options, path: Path) -> tupl
     if given is None:
         if found is None:
             raise InputError(
-                f"{path}: the shape of its latents is not in the file. Say it: --option latent=128"
+                f"{path}: the shape of its latents is not in the file. Say it, for "
+                "example with `options` latent=128."
             )
         return found
     latent = tuple(given) if isinstance(given, list | tuple) else (given,)
     if not latent or not all(isinstance(side, int) and side > 0 for side in latent):
-        raise InputError(f"latent {given!r}: expected a shape, 128 or [4, 8, 8].")
+        raise InputError(f"`latent`: expected a shape, 128 or [4, 8, 8], found {given!r}.")
     if found is not None and latent != found:
-        raise InputError(f"latent {given!r}: the program takes {list(found)}.")
+        raise InputError(f"`latent`: the program takes {list(found)}, found {given!r}.")
     return latent
 
 
 def _n_classes(options: Options) -> int:
     n_classes = options.get("n_classes", 0)
     if not isinstance(n_classes, int) or n_classes < 0:
-        raise InputError(f"n_classes {n_classes!r}: expected a whole number.")
+        raise InputError(f"`n_classes`: expected a whole number, found {n_classes!r}.")
     return n_classes
 
 

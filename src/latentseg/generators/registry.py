@@ -34,7 +34,7 @@ def find_family(name: str) -> Family:
         InputError: there is none.
     """
     if name not in families():
-        raise InputError(f"{name}: no such family of generators. Known: {', '.join(families())}.")
+        raise InputError(f"`family`: there is no {name}. Known: {', '.join(families())}.")
     return families()[name]
 
 

@@ -78,7 +78,7 @@ def open_source(name: str, options: Mapping[str, Any]) -> Source:
             raise InputError(_fetched_first(identifier))
     part = options.get(FILE)
     if part is not None and not isinstance(part, str):
-        raise InputError(f"file {part!r}: expected the name of a file.")
+        raise InputError(f"`file`: expected the name of a file, found {part!r}.")
     options = {option: value for option, value in options.items() if option != FILE}
     if package is None:
         return Source(_of_path(path, part), family, options)

@@ -39,6 +39,13 @@ class RefinementConfig:
     min_roundness: float = 0.0
     min_overlap: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_range(self, ("min_component", "min_area", "max_area", "min_overlap"), 0, 1)
+        check_range(self, ("bins", "smooth"), 1)
+        check_range(self, ("min_peaks", "min_roundness"), 0)
+        if self.smooth % 2 == 0:
+            raise InputError(f"`smooth`: expected an odd number, found {self.smooth}.")
+
 
 @dataclass(frozen=True)
 class DirectionsConfig:
@@ -91,10 +98,9 @@ class DirectionsConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check_range(self, ("steps", "batch", "restarts", "restart_steps"), 1)
-        for name in ("radius", "lr", "generation_radius"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InputError(f"`{name}`: expected a number above 0, found {value}.")
+        check_range(self, ("radius", "lr", "generation_radius"), above=0)
+        check_range(self, ("contrast_weight", "structure_weight", "tolerance"), 0)
+        check_range(self, ("radius_std", "min_radius"), 0)
 
     @property
     def signs(self) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ class HeadTrainConfig:
         check_choices(self)
         check_range(self, ("steps", "epochs", "decay_every", "checkpoint_every"), 1)
         check_range(self, ("pixels",), 2)  # batch normalization needs two
-        if self.lr <= 0:
-            raise InputError(f"`lr`: expected a number above 0, found {self.lr}.")
+        check_range(self, ("lr", "decay"), above=0)
+        check_range(self, ("weight_decay", "patience"), 0)
 
 
 # Chosen on pets64, one and five images painted by a segmenter: 200 units or dropout did not help;
@@ -130,6 +130,8 @@ class FewShotConfig:
         shares = ("max_uncertainty_share", "min_confidence", "min_area", "max_area")
         check_range(self, shares, 0, 1)
         check_range(self, ("memory",), 1)
+        if self.size is not None and min(self.size) < 1:
+            raise InputError(f"`size`: expected at least 1 pixel, found {self.size}.")
 
 
 SETTINGS = {

@@ -51,7 +51,7 @@ def find_kind(name: str) -> LabelerKind[Any]:
     if name not in kinds():
         raise InputError(
             f"{name}: no such method. Expected one of {', '.join(kinds())}, or module:callable for "
-            "one of your own (latentseg fit --template prints one to start from)."
+            "one of your own (`latentseg fit --template` prints one to start from)."
         )
     return kinds()[name]
 

@@ -63,7 +63,9 @@ class StyleMixingConfig:
         check_choices(self)
         check_range(self, ("k",), 2, MOST_SEGMENTS)
         check_range(self, ("n_variants", "restarts", "resolution", "memory"), 1)
-        check_range(self, ("min_component", "min_confidence", "min_agreement"), 0)
+        check_range(self, ("min_area", "max_area"), 0, 1)
+        least = ("first_mixed_layer", "min_component", "min_confidence", "min_agreement")
+        check_range(self, least, 0)
 
 
 SETTINGS = {"ours": StyleMixingConfig()}

@@ -144,15 +144,17 @@ def export_segmenter(
 
 def _check_options(format: str, *, flip: bool, int8: bool, photos: object, measure: object) -> None:
     if format not in FORMATS:
-        raise InputError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
+        raise InputError(f"`format`: expected one of {', '.join(FORMATS)}, found {format}.")
     if flip and format == "safetensors":
-        raise InputError("--flip: a model folder flips when it predicts: latentseg predict --flip.")
+        raise InputError(
+            "`flip`: a model folder flips when it predicts, so it cannot be exported with it."
+        )
     if int8 and format != "onnx":
-        raise InputError(f"--int8 with --format {format}: only onnx has 8-bit convolutions.")
+        raise InputError(f"`int8`: only the format onnx has 8-bit convolutions, found {format}.")
     if int8 and (photos is None or measure is None):
         raise InputError(
-            "--int8 needs --photos, which show the range of activations, and --data, labelled "
-            "photos on which the IoU must not fall."
+            "`int8`: needs `photos`, which show the range of activations, and `measure`, an IoU "
+            "that must not fall."
         )
 
 
@@ -171,7 +173,9 @@ def _paths(photos: Path | str | Sequence[Path | str] | None) -> list[Path] | Non
     if isinstance(photos, Path | str):
         return list_images(photos)
     if not photos:
-        raise InputError("No photos to compare on. Give at least one, or leave --photos out.")
+        raise InputError(
+            "`photos`: expected at least one to compare on. Give some, or leave `photos` out."
+        )
     return [Path(photo) for photo in photos]
 
 
@@ -255,7 +259,7 @@ def _agreement(
             f"{len(SIZES)} sizes logits differ by up to {largest:.2g} (allowed: "
             f"{MAX_DIFFERENCE:g}), and {agreement.equal_labels:.4%} of the labels are equal "
             f"(required: {MIN_EQUAL_LABELS:.2%}). Nothing was written. Keep the model folder: "
-            "--format safetensors."
+            "`format` safetensors."
         )
     return agreement
 
@@ -282,9 +286,9 @@ def _checked_fall(before: float, after: float) -> dict[str, float]:
     """
     if not before - after < MAX_IOU_FALL:
         raise InputError(
-            f"--int8: the IoU falls from {before:.4f} to {after:.4f}, by {before - after:.4f}; "
-            f"less than {MAX_IOU_FALL} is allowed. Nothing was written. Give more --photos, like "
-            "those of --data, or export without --int8."
+            f"`int8`: the IoU falls from {before:.4f} to {after:.4f}, by {before - after:.4f}; "
+            f"less than {MAX_IOU_FALL} is allowed. Nothing was written. Give more `photos`, like "
+            "those of `measure`, or export without `int8`."
         )
     return {"iou": before, "iou_int8": after, "fall": before - after, "allowed": MAX_IOU_FALL}
 

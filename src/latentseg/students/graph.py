@@ -106,9 +106,9 @@ def record(segmenter: Segmenter, *, flip: bool = False) -> torch.export.Exported
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"--network {segmenter.network} with input size {segmenter.input_size}: cannot be "
+            f"The network {segmenter.network} with input size {segmenter.input_size}: cannot be "
             f"recorded for photos of any size ({reason}). Export a U-Net, or keep the model "
-            "folder: --format safetensors."
+            "folder: `format` safetensors."
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine

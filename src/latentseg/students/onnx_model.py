@@ -55,7 +55,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> "onnx.ModelProto":
             )
         except torch.onnx.OnnxExporterError as error:
             raise InputError(
-                f"The network cannot be written as ONNX ({error}). Export it as --format torch."
+                f"The network cannot be written as ONNX ({error}). Export it in the `format` torch."
             ) from error
     model = cast(torch.onnx.ONNXProgram, exported).model_proto
     _forget_origin(model)

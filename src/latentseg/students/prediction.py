@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ from latentseg.images import (
     write_mask,
 )
 from latentseg.progress import Progress, say
+from latentseg.students.edges import check_radius
 from latentseg.students.photo_names import NamedPhoto, name_photos
 from latentseg.students.prediction_records import Record, Records, annotate, write_coco
-from latentseg.students.segmenter import Scores, Segmenter, View
+from latentseg.students.segmenter import WHOLE, Scores, Segmenter, View, check_scales
 from latentseg.students.tiling import OVERLAP, by_strips, check_tiling
 
 RECORDS = "predictions.jsonl"
@@ -57,6 +59,8 @@ def predict_files(
     *,
     outputs: Sequence[str] = DEFAULT_OUTPUTS,
     flip: bool = False,
+    scales: Sequence[float] = WHOLE,
+    edges: int | None = None,
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
     reading: Reading = PLAIN,
@@ -84,6 +88,8 @@ def predict_files(
         out: Folder of the results, made if missing.
         outputs: What is written, of `OUTPUTS`.
         flip: Average with the mirror image.
+        scales: Average over the photo at these multiples of the input size.
+        edges: Let masks follow the edges of the photo; see `Segmenter.predict`.
         tile: See large photos in windows of this many photo pixels; see `Segmenter.predict`.
         tile_overlap: Share of a window that its neighbour shows again.
         reading: How photos become images where there is a choice; of many that have more than 8
@@ -101,12 +107,12 @@ def predict_files(
     """
     out = Path(out)
     _check_outputs(outputs)
-    check_tiling(tile, tile_overlap, min(segmenter.input_size))
+    options = PhotoOptions(flip, tuple(scales), edges, tile, tile_overlap)
+    options.check(segmenter)
     found = name_photos(photos, out, reading)
     named = found.photos
     reading, note = with_range(reading, [photo.path for photo in named])
-    settings = _settings(segmenter, flip, tile, tile_overlap, reading)
-    task = _Task(segmenter, out, tuple(outputs), flip, tile, tile_overlap, settings, reading)
+    task = _Task(segmenter, out, tuple(outputs), options, reading)
     _refuse_replacing(named, task)
     problems: dict[NamedPhoto, str] = {}
     if note:
@@ -139,6 +145,27 @@ def predict_files(
 
 
 @dataclass(frozen=True)
+class PhotoOptions:
+    """How each photo is looked at; see `Segmenter.predict`."""
+
+    flip: bool
+    scales: tuple[float, ...]
+    edges: int | None
+    tile: int | None
+    tile_overlap: float
+
+    def check(self, segmenter: Segmenter) -> None:
+        """Refuses what the segmenter cannot do, before any photo is read.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        check_scales(self.scales)
+        check_radius(self.edges)
+        check_tiling(self.tile, self.tile_overlap, min(segmenter.input_size))
+
+
+@dataclass(frozen=True)
 class _Read:
     """A photo that was read: as the networks see it and, if results show it, as it is."""
 
@@ -155,11 +182,25 @@ class _Task:
     segmenter: Segmenter
     out: Path
     outputs: tuple[str, ...]
-    flip: bool
-    tile: int | None
-    tile_overlap: float
-    settings: str
+    options: "PhotoOptions"
     reading: Reading
+
+    @cached_property
+    def settings(self) -> str:
+        """A digest of all that answers depend on, beside the photo."""
+        segmenter, options = self.segmenter, self.options
+        settings = {
+            "segmenter": segmenter.digest,
+            "classes": segmenter.classes,
+            "input_size": segmenter.input_size,
+            "threshold": segmenter.threshold,
+            "flip": options.flip,
+            "scales": options.scales,
+            "edges": options.edges,
+            "tile": None if options.tile is None else [options.tile, options.tile_overlap],
+            **self.reading.chosen,
+        }
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def files(self, photo: NamedPhoto) -> dict[str, str]:
         """The files of a photo below the folder of the results, by output."""
@@ -184,7 +225,12 @@ class _Task:
         """Reads a photo and scales it."""
         stamp = _stamp(photo.path)
         image = read_image(photo.path, self.reading, photo.page)
-        view = self.segmenter.view(image, tile=self.tile, tile_overlap=self.tile_overlap)
+        view = self.segmenter.view(
+            image,
+            edges=self.options.edges,
+            tile=self.options.tile,
+            tile_overlap=self.options.tile_overlap,
+        )
         is_shown = not {"overlays", "cutouts"}.isdisjoint(self.outputs)
         return _Read(photo, stamp, view, image if is_shown else None)
 
@@ -235,29 +281,13 @@ class _Task:
         }
 
 
-def _settings(
-    segmenter: Segmenter, flip: bool, tile: int | None, tile_overlap: float, reading: Reading
-) -> str:
-    """A digest of all that answers depend on, beside the photo."""
-    settings = {
-        "segmenter": segmenter.digest,
-        "classes": segmenter.classes,
-        "input_size": segmenter.input_size,
-        "threshold": segmenter.threshold,
-        "flip": flip,
-        "tile": None if tile is None else [tile, tile_overlap],
-    }
-    settings |= reading.chosen
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-
-
 def _check_outputs(outputs: Sequence[str]) -> None:
     for name in outputs or [""]:
         if name not in OUTPUTS:
             near = difflib.get_close_matches(name, OUTPUTS, n=1)
             hint = f" Perhaps {near[0]}?" if near else ""
             raise InputError(
-                f"--outputs {name}: expected one or more of {', '.join(OUTPUTS)}.{hint}"
+                f"`outputs`: expected some of {', '.join(OUTPUTS)}, found {name!r}.{hint}"
             )
 
 
@@ -342,7 +372,9 @@ def _segment(
     views = [one.view for one in read]
     return [
         writers.submit(task.write, read[index], *task.collect(read[index], strips))
-        for index, strips in task.segmenter.strips(views, flip=task.flip)
+        for index, strips in task.segmenter.strips(
+            views, flip=task.options.flip, scales=task.options.scales
+        )
     ]
 
 

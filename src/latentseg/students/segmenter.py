@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from latentseg.devices import pick_device
 from latentseg.errors import CorruptFileError, InputError
@@ -32,6 +33,7 @@ from latentseg.files import (
 from latentseg.images import (
     Pixels,
     cut_out,
+    encode,
     overlay,
     read_image,
     resize,
@@ -40,20 +42,23 @@ from latentseg.images import (
     write_mask,
 )
 from latentseg.students import hub
-from latentseg.students.model_card import check_card, render_card, usage_of
+from latentseg.students.edges import as_probabilities, check_radius, gray, guided_lines
+from latentseg.students.model_card import check_card, html_card, render_card, usage_of
 from latentseg.students.networks import build_network
 from latentseg.students.tiling import OVERLAP, blend, by_strips, check_tiling, upscale
 from latentseg.version import __version__
 
 ASSETS = Path(__file__).parent / "assets"
 FORMAT = 1
+WHOLE = (1.0,)  # scales: a photo at the input size only
+SCALES = (0.25, 4.0)  # the least and the largest that make sense
 LONGEST_RATIO = 16  # of the sides, as the network sees a photo: a 1 x 100 000 strip is squeezed
 MAX_BATCH = 32
 MAX_BATCH_PIXELS = 2**19  # 32 pictures of 128 px, 2 of 512 px
 _FILES = _CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
 _NORMALISATION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # uint8 / 255 to [-1, 1]
 
-Photo = Path | str | Image.Image | Pixels
+Photo = Path | str | Image.Image | Pixels | Tensor
 Scores = NDArray[np.float32]
 
 
@@ -72,11 +77,19 @@ class Prediction:
     image: Pixels
 
     def save(self, path: Path | str) -> None:
-        """Writes the mask as a PNG of class ids, with a palette of colours for people."""
+        """Writes the mask as a PNG of class ids, with a palette of colors for people."""
         write_mask(path, self.mask)
 
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return f"Prediction({height} x {width} px, {(self.mask > 0).mean():.0%} foreground)"
+
+    def _repr_png_(self) -> bytes:
+        """The overlay, which a notebook shows."""
+        return encode(self.overlay())
+
     def overlay(self) -> Pixels:
-        """(H, W, 3) uint8: the classes in colour over the photo."""
+        """(H, W, 3) uint8: the classes in color over the photo."""
         return by_strips(overlay, self.image, self.mask)
 
     def cut_out(self) -> Pixels:
@@ -92,11 +105,15 @@ class View:
         picture: (h, w, 3) uint8, scaled.
         size: (H, W) of the photo.
         overlap: Of the windows in which the picture is seen; None if it is seen whole.
+        guide: The photo, whose edges masks shall follow; None: they need not.
+        edges: Within how many pixels of `picture`.
     """
 
     picture: Pixels
     size: tuple[int, int]
     overlap: float | None = None
+    guide: Pixels | None = None
+    edges: int | None = None
 
 
 class Segmenter:
@@ -144,6 +161,17 @@ class Segmenter:
         self.card: dict[str, Any] = dict(card or {})
         check_card(self.card)
 
+    def __repr__(self) -> str:
+        height, width = self.input_size
+        return (
+            f"Segmenter({self.card.get('name', 'unnamed')}: {', '.join(self.classes)}; "
+            f"{self.network}, {height} x {width} px, {self.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what it finds, what it is, how good it was on real photos."""
+        return html_card(self.config)
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
@@ -153,6 +181,27 @@ class Segmenter:
         """Moves the weights; returns the segmenter itself."""
         self.members.to(device)
         return self
+
+    def with_members(
+        self,
+        members: Sequence[nn.Module],
+        *,
+        threshold: float | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> "Segmenter":
+        """Another segmenter of networks of the same kind; threshold and card are its own if None.
+
+        Its members are made ready for answering only: they are no longer trained.
+        """
+        return Segmenter(
+            members,
+            classes=self.classes,
+            input_size=self.input_size,
+            network=self.network,
+            width=self.width,
+            threshold=self.threshold if threshold is None else threshold,
+            card=self.card if card is None else card,
+        )
 
     @property
     def digest(self) -> str:
@@ -180,44 +229,68 @@ class Segmenter:
         }
 
     @torch.inference_mode()
-    def logits(self, x: Tensor, *, flip: bool = False) -> Tensor:
+    def logits(self, x: Tensor, *, flip: bool = False, scales: Sequence[float] = WHOLE) -> Tensor:
         """Logits of images, averaged as probabilities over the members.
 
         Args:
             x: (B, 3, H, W) float32 in [-1, 1], any size, on the segmenter's device.
             flip: Average with the answer to the mirror images, too.
+            scales: Average over the images at these multiples of their size.
 
         Returns:
             (B, K + 1, H, W) float32: log probabilities.
+
+        Raises:
+            InputError: no scale, or one that is not in [0.25, 4].
         """
+        check_scales(scales)
+        answers = [answer for scale in scales for answer in self._seen_at(scale, x, flip)]
+        log_probabilities = torch.stack([a.float().log_softmax(1) for a in answers])
+        return log_probabilities.logsumexp(0) - math.log(len(answers))
+
+    def _seen_at(self, scale: float, x: Tensor, flip: bool) -> list[Tensor]:
+        """The answers (B, K + 1, H, W) of each member to images that are scaled for it."""
+        size, whole = x.shape[-2:], scale == 1
+        if not whole:
+            scaled = [max(1, round(side * scale)) for side in size]
+            x = functional.interpolate(x, size=scaled, mode="bilinear", antialias=True)
         x = x.contiguous(memory_format=torch.channels_last)
         answers = [member(x) for member in self.members]
         if flip:
             mirrored = x.flip(-1)
             answers += [member(mirrored).flip(-1) for member in self.members]
-        log_probabilities = torch.stack([a.float().log_softmax(1) for a in answers])
-        return log_probabilities.logsumexp(0) - math.log(len(answers))
+        if whole:
+            return answers
+        return [functional.interpolate(a.float(), size=size, mode="bilinear") for a in answers]
 
-    def mirrored(self) -> "MirroredSegmenter":
-        """The same segmenter, which always averages with the mirror image."""
-        return MirroredSegmenter(self)
+    def with_options(
+        self, *, flip: bool = False, scales: Sequence[float] = WHOLE, edges: int | None = None
+    ) -> "SegmenterWithOptions":
+        """The same segmenter, which always answers with these options of `predict`."""
+        return SegmenterWithOptions(self, flip=flip, scales=tuple(scales), edges=edges)
 
     def scores(
         self,
         image: Pixels,
         *,
         flip: bool = False,
+        scales: Sequence[float] = WHOLE,
+        edges: int | None = None,
         tile: int | None = None,
         tile_overlap: float = OVERLAP,
     ) -> Scores:
         """Class probabilities (K + 1, H, W) float32 of an (H, W, 3) uint8 image, at its size."""
-        return self.scores_batch([image], flip=flip, tile=tile, tile_overlap=tile_overlap)[0]
+        return self.scores_batch(
+            [image], flip=flip, scales=scales, edges=edges, tile=tile, tile_overlap=tile_overlap
+        )[0]
 
     def scores_batch(
         self,
         images: Sequence[Pixels],
         *,
         flip: bool = False,
+        scales: Sequence[float] = WHOLE,
+        edges: int | None = None,
         tile: int | None = None,
         tile_overlap: float = OVERLAP,
     ) -> list[Scores]:
@@ -226,9 +299,11 @@ class Segmenter:
         Raises:
             InputError: something is not an (H, W, 3) uint8 image, or as in `check_tiling`.
         """
-        views = [self.view(image, tile=tile, tile_overlap=tile_overlap) for image in images]
+        views = [
+            self.view(image, edges=edges, tile=tile, tile_overlap=tile_overlap) for image in images
+        ]
         scores = [np.empty((len(self.classes) + 1, *view.size), np.float32) for view in views]
-        for index, strips in self.strips(views, flip=flip):
+        for index, strips in self.strips(views, flip=flip, scales=scales):
             top = 0
             for strip in strips:
                 scores[index][:, top : top + strip.shape[1]] = strip.cpu().numpy()
@@ -241,6 +316,8 @@ class Segmenter:
         photo: Photo,
         *,
         flip: bool = False,
+        scales: Sequence[float] = WHOLE,
+        edges: int | None = None,
         tile: int | None = None,
         tile_overlap: float = OVERLAP,
     ) -> Prediction: ...
@@ -250,6 +327,8 @@ class Segmenter:
         photo: Sequence[Photo],
         *,
         flip: bool = False,
+        scales: Sequence[float] = WHOLE,
+        edges: int | None = None,
         tile: int | None = None,
         tile_overlap: float = OVERLAP,
     ) -> list[Prediction]: ...
@@ -258,57 +337,75 @@ class Segmenter:
         photo: Photo | Sequence[Photo],
         *,
         flip: bool = False,
+        scales: Sequence[float] = WHOLE,
+        edges: int | None = None,
         tile: int | None = None,
         tile_overlap: float = OVERLAP,
     ) -> Prediction | list[Prediction]:
         """The mask of a photo, or of each photo of a sequence.
 
         Args:
-            photo: A path, a PIL image, or an (H, W, 3) uint8 array, any size; or several.
+            photo: A path, a PIL image, an (H, W, 3) uint8 array, or a (3, H, W) uint8 tensor, of
+                any size; or several.
             flip: Average with the mirror image: a little better, twice the time.
+            scales: Average over the photo seen at these multiples of the input size.
+            edges: Let masks end where the brightness of the photo changes, within this many pixels
+                as the networks see the photo; see `edges.guided_lines`.
             tile: Side in photo pixels of the windows in which a photo is seen whose shorter side is
                 longer; about the size of an object with its surroundings. None: seen whole.
             tile_overlap: Share of a window that its neighbour shows again, from 0 to 0.9.
 
         Raises:
-            InputError: no such file, an array that is not an (H, W, 3) uint8 image, or windows
-                smaller than what the networks were trained on.
+            InputError: no such file, an array or a tensor that is not such an image, scales or
+                edges out of range, or windows smaller than what the networks were trained on.
             CorruptFileError: a file cannot be decoded.
         """
-        if isinstance(photo, Path | str | Image.Image | np.ndarray):
-            return self.predict([photo], flip=flip, tile=tile, tile_overlap=tile_overlap)[0]
-        images = [_read(one) for one in photo]
-        scores = self.scores_batch(images, flip=flip, tile=tile, tile_overlap=tile_overlap)
-        return [
+        is_one = isinstance(photo, Path | str | Image.Image | np.ndarray | Tensor)
+        images = [_read(one) for one in ([photo] if is_one else photo)]
+        scores = self.scores_batch(
+            images, flip=flip, scales=scales, edges=edges, tile=tile, tile_overlap=tile_overlap
+        )
+        predictions = [
             Prediction(self.decide(torch.from_numpy(s)).numpy(), s, image)
             for s, image in zip(scores, images, strict=True)
         ]
+        return predictions[0] if is_one else predictions
 
     def view(
-        self, image: Pixels, *, tile: int | None = None, tile_overlap: float = OVERLAP
+        self,
+        image: Pixels,
+        *,
+        edges: int | None = None,
+        tile: int | None = None,
+        tile_overlap: float = OVERLAP,
     ) -> View:
         """An (H, W, 3) uint8 image as the networks see it; for `strips`.
 
         Raises:
-            InputError: not such an image, or as in `check_tiling`.
+            InputError: not such an image, or as in `check_tiling` and `check_radius`.
         """
         _check_image(image)
+        check_radius(edges)
         side = min(self.input_size)
         check_tiling(tile, tile_overlap, side)
         height, width = image.shape[:2]
         if tile is None or min(height, width) <= tile:
-            return View(resize(image, _input_size((height, width), side)), (height, width))
-        scaled = (round(height * side / tile), round(width * side / tile))
-        return View(resize(image, scaled), (height, width), tile_overlap)
+            scaled, overlap = _input_size((height, width), side), None
+        else:
+            scaled = (round(height * side / tile), round(width * side / tile))
+            overlap = tile_overlap
+        guide = None if edges is None else image
+        return View(resize(image, scaled), (height, width), overlap, guide, edges)
 
     def strips(
-        self, views: Sequence[View], *, flip: bool = False
+        self, views: Sequence[View], *, flip: bool = False, scales: Sequence[float] = WHOLE
     ) -> Iterator[tuple[int, Iterator[Tensor]]]:
         """Class probabilities of photos, never in memory as a whole.
 
         Args:
             views: Of `view`; those of equally large pictures go through the networks together.
             flip: Average with the mirror images.
+            scales: Average over the pictures at these multiples of their size.
 
         Yields:
             The index of a view, each once, in any order; and the probabilities (K + 1, n, W)
@@ -321,13 +418,13 @@ class Segmenter:
             else:
                 bands = blend(
                     view.picture,
-                    lambda windows: self._answers(windows, flip),
+                    lambda windows: self._answers(windows, flip, scales),
                     side=min(self.input_size),
                     overlap=view.overlap,
                 )
                 yield index, _strips(bands, view)
         for indices in alike.values():
-            answers = self._answers([views[i].picture for i in indices], flip)
+            answers = self._answers([views[i].picture for i in indices], flip, scales)
             for index, answer in zip(indices, answers, strict=True):
                 yield index, _strips([answer], views[index])
 
@@ -448,20 +545,25 @@ class Segmenter:
             )
         self.members.load_state_dict(tensors)
 
-    def _answers(self, pictures: Sequence[Pixels], flip: bool) -> Iterator[Tensor]:
+    def _answers(
+        self, pictures: Sequence[Pixels], flip: bool, scales: Sequence[float]
+    ) -> Iterator[Tensor]:
         """Logits (K + 1, h, w) of pictures of one size, as many at a time as memory bears."""
         height, width = pictures[0].shape[:2]
         batch = min(MAX_BATCH, max(1, MAX_BATCH_PIXELS // (height * width)))
         for start in range(0, len(pictures), batch):
             x = to_tensor(np.stack(pictures[start : start + batch]))
-            yield from self.logits(x.to(self.device), flip=flip)
+            yield from self.logits(x.to(self.device), flip=flip, scales=scales)
 
 
-class MirroredSegmenter:
-    """Scores photos as the mean over a photo and its mirror image, as `evaluate` takes them."""
+@dataclass(frozen=True)
+class SegmenterWithOptions:
+    """Scores photos by a segmenter with options of `Segmenter.predict`, as `evaluate` takes it."""
 
-    def __init__(self, segmenter: Segmenter) -> None:
-        self.segmenter = segmenter
+    segmenter: Segmenter
+    flip: bool = False
+    scales: tuple[float, ...] = WHOLE
+    edges: int | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -470,11 +572,13 @@ class MirroredSegmenter:
 
     def scores(self, image: Pixels) -> Scores:
         """Class probabilities (K + 1, H, W) of an (H, W, 3) image."""
-        return self.segmenter.scores(image, flip=True)
+        return self.scores_batch([image])[0]
 
     def scores_batch(self, images: Sequence[Pixels]) -> list[Scores]:
         """The scores of each image."""
-        return self.segmenter.scores_batch(images, flip=True)
+        return self.segmenter.scores_batch(
+            images, flip=self.flip, scales=self.scales, edges=self.edges
+        )
 
 
 def ensemble(
@@ -501,15 +605,8 @@ def ensemble(
                 )
     if card is None:
         card = {name: value for name, value in first.card.items() if name != "results"}
-    return Segmenter(
-        [member.to(first.device) for one in segmenters for member in one.members],
-        classes=first.classes,
-        input_size=first.input_size,
-        network=first.network,
-        width=first.width,
-        threshold=first.threshold,
-        card=card,
-    )
+    members = [member.to(first.device) for one in segmenters for member in one.members]
+    return first.with_members(members, card=card)
 
 
 def list_segmenters() -> list[str]:
@@ -604,8 +701,26 @@ def _input_size(size: tuple[int, ...], shorter: int) -> tuple[int, int]:
 
 def _strips(bands: Iterable[Tensor], view: View) -> Iterator[Tensor]:
     """Probabilities at the size of the photo: logits are upscaled, then softmax."""
+    if view.guide is not None and view.edges is not None:
+        yield from _guided_strips(bands, view, view.guide, view.edges)
+        return
     for strip in upscale(bands, len(view.picture), view.size):
         yield strip.softmax(0)
+
+
+def _guided_strips(
+    bands: Iterable[Tensor], view: View, photo: Pixels, radius: int
+) -> Iterator[Tensor]:
+    """The same with the edges of the photo: the lines of the guided filter are upscaled."""
+    probabilities = torch.cat(list(bands), dim=1).softmax(0)
+    guide = gray(to_tensor(view.picture).to(probabilities.device))
+    slope, offset = guided_lines(guide[None], probabilities[None], radius=radius)
+    lines, top = torch.cat([slope[0], offset[0]]), 0
+    for strip in upscale([lines], len(view.picture), view.size):
+        rows = photo[top : top + strip.shape[1]]
+        slope, offset = strip.chunk(2)
+        yield as_probabilities(slope * gray(to_tensor(rows).to(strip.device)) + offset)
+        top += len(rows)
 
 
 def _read(photo: Photo) -> Pixels:
@@ -613,6 +728,8 @@ def _read(photo: Photo) -> Pixels:
         return read_image(photo)
     if isinstance(photo, Image.Image):
         return to_image(photo)
+    if isinstance(photo, Tensor):
+        return _from_tensor(photo)
     _check_image(photo)
     return photo
 
@@ -622,4 +739,28 @@ def _check_image(image: Pixels) -> None:
         raise InputError(
             f"An array of shape {image.shape} and type {image.dtype}. Expected an image "
             "(height, width, 3) of uint8, red green blue."
+        )
+
+
+def _from_tensor(photo: Tensor) -> Pixels:
+    """A (3, H, W) uint8 tensor, as torchvision reads a photo, as an image."""
+    if photo.dtype != torch.uint8 or photo.ndim != 3 or len(photo) != 3 or 0 in photo.shape:
+        raise InputError(
+            f"A tensor of shape {tuple(photo.shape)} and type {photo.dtype}. Expected a photo "
+            "(3, height, width) of torch.uint8, red green blue. Scale floating-point colors to "
+            "0..255 and round them; give several photos as a list."
+        )
+    return np.ascontiguousarray(photo.movedim(0, -1).cpu().numpy())
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuses scales at which nothing is seen.
+
+    Raises:
+        InputError: `scales` is empty, or holds one that is not in `SCALES`.
+    """
+    if not scales or not all(SCALES[0] <= scale <= SCALES[1] for scale in scales):
+        raise InputError(
+            f"`scales`: expected one or more from {SCALES[0]:g} to {SCALES[1]:g}, found "
+            f"{', '.join(f'{scale:g}' for scale in scales) or 'none'}."
         )

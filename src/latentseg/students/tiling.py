@@ -24,11 +24,11 @@ def check_tiling(tile: int | None, overlap: float, side: int) -> None:
     """
     if tile is not None and tile < side:
         raise InputError(
-            f"--tile {tile}: the networks were trained on pictures of {side} px, and smaller "
-            f"windows would only be enlarged. Give at least {side}."
+            f"`tile`: expected at least {side}, found {tile}. The networks were trained on "
+            f"pictures of {side} px, and smaller windows would only be enlarged."
         )
     if not 0 <= overlap <= MOST_OVERLAP:
-        raise InputError(f"--tile-overlap {overlap:g}: expected from 0 to {MOST_OVERLAP:g}.")
+        raise InputError(f"`tile_overlap`: expected 0 to {MOST_OVERLAP:g}, found {overlap:g}.")
 
 
 def window_starts(length: int, side: int, overlap: float) -> list[int]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from latentseg.configs import check_choice, check_range
 from latentseg.datasets.pairs import Batch, FolderPairs, Pairs
@@ -29,12 +28,31 @@ from latentseg.interrupts import HeldInterrupt
 from latentseg.progress import Progress, say
 from latentseg.seeds import derive_seeds
 from latentseg.students.augmentation import AUGMENTATIONS, augment
+from latentseg.students.averages import Average
+from latentseg.students.losses import (
+    counted,
+    foreground_iou,
+    mean_iou,
+    segmentation_loss,
+    total,
+)
 from latentseg.students.model_card import check_card
-from latentseg.students.networks import MAX_WIDTH, build_network, count_parameters
+from latentseg.students.networks import (
+    MAX_WIDTH,
+    PHOTO_UNET,
+    build_network,
+    count_parameters,
+    encoder_of,
+    initialize,
+    initialized_on,
+)
+from latentseg.students.scaled_pairs import at_size
 from latentseg.students.segmenter import Segmenter
 from latentseg.training_states import Checkpoints
 from latentseg.version import __version__
 
+LEAST_PHOTO_SIDE = 128  # at which an encoder of photos works, if nothing else is asked for
+ENCODER_RATE = 0.1  # of the learning rate, for an encoder that has learned before
 _WEIGHTS_KEY, _STEP_KEY = 1, 2  # keep the random numbers of different uses apart
 
 
@@ -42,7 +60,7 @@ _WEIGHTS_KEY, _STEP_KEY = 1, 2  # keep the random numbers of different uses apar
 class TrainConfig:
     """How a student is trained. The defaults are the paper's (Melas-Kyriazi 2021, section 4)."""
 
-    network: str = "unet"  # or smp:ARCHITECTURE:ENCODER
+    network: str = "unet"  # see networks.build_network
     width: float = 1.0  # factor on the channels of unet
     steps: int = 12_000
     batch: int = 95
@@ -56,6 +74,10 @@ class TrainConfig:
     checkpoint_every: int = 250  # steps between two states on disk
     weight_decay: float | None = None  # of Adam: this share of the weights is added to gradients
     clip: float | None = None  # largest absolute value in a gradient
+    size: tuple[int, int] | None = None  # (height, width) to work at; None: see `working_size`
+    encoder_weights: str | None = None  # file of a pretrained encoder; None: see `initialize`
+    encoder_lr: float | None = None  # learning rate of a pretrained encoder; None: lr / 10
+    ema: float | None = None  # the student is this moving average of its weights, below 1
 
     def __post_init__(self) -> None:
         check_choice("augment", self.augment, tuple(AUGMENTATIONS))
@@ -63,10 +85,13 @@ class TrainConfig:
         check_choice("precision", self.precision, ("auto", "fp32", "bf16"))
         check_range(self, ("steps", "report_every", "checkpoint_every"), 1)
         check_range(self, ("batch",), 2)  # batch normalization needs two
-        check_range(self, ("lr", "decay"), 0)
+        check_range(self, ("lr", "decay", "encoder_lr"), 0)
         check_range(self, ("weight_decay", "clip"), above=0)
         check_range(self, ("width",), above=0, most=MAX_WIDTH)
         check_range(self, ("decay_at", "seed"))
+        check_range(self, ("ema",), above=0, most=0.9999)
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise InputError(f"`size`: expected height and width in pixels, found {self.size}.")
 
 
 PRESETS = {
@@ -92,7 +117,22 @@ PARTS_PRESETS = {
         clip=0.1,
     ),
 }
-_FREE = ("report_every", "checkpoint_every", "latentseg", "torch")  # may change on continuing
+# May change on continuing.
+_FREE = ("report_every", "checkpoint_every", "encoder_weights", "latentseg", "torch")
+
+
+def working_size(config: TrainConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) at which a student works that learns from pairs of `size`.
+
+    `config.size`, if it is given; else `size`, doubled for an encoder that has seen photos until
+    the shorter side has at least 128 px: what it knows is of larger pictures.
+    """
+    if config.size is not None:
+        return config.size[0], config.size[1]
+    height, width = size
+    while config.network == PHOTO_UNET and min(height, width) < LEAST_PHOTO_SIDE:
+        height, width = 2 * height, 2 * width
+    return height, width
 
 
 def train(
@@ -118,7 +158,8 @@ def train(
     other zeros in each process. All of them call this, and see the same `out`.
 
     Args:
-        pairs: What to learn, or a finished dataset folder. The student's input size is theirs.
+        pairs: What to learn, or a finished dataset folder. They are scaled to `working_size`, which
+            is the student's input size.
         out: Folder of the work: config.json, metrics.jsonl, checkpoints/ until it is finished,
             model/ at the end, MANIFEST.json last.
         config: How to train; `PRESETS` holds "quick", "standard" and "paper".
@@ -141,7 +182,8 @@ def train(
     """
     if isinstance(pairs, Path | str):
         pairs = FolderPairs(pairs, seed=config.seed)
-    out, card = Path(out), {**(card or {}), "training": asdict(config)}
+    pairs = at_size(pairs, working_size(config, pairs.size))
+    out, card = Path(out), {**(card or {}), "training": _published(config)}
     check_card(card)
     team = join(device, devices=devices, nodes=nodes)
     with team.rank_zero_context(locked(out)):
@@ -158,70 +200,6 @@ def _finish(out: Path) -> None:
     if not (out / MANIFEST).is_file():
         Checkpoints(out / "checkpoints").delete()
         write_manifest(out)
-
-
-def segmentation_loss(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy, averaged over the pixels by their weights.
-
-    Args:
-        logits: (B, K + 1, H, W).
-        masks: Class ids (B, H, W) uint8, 255 ignored; or probabilities (B, K + 1, H, W) float.
-        weights: (B, H, W), at least 0; None: all alike.
-
-    Returns:
-        A float32 scalar; 0 if no pixel counts.
-    """
-    if masks.ndim == 3:
-        losses = functional.cross_entropy(
-            logits.float(), masks.long(), ignore_index=IGNORE, reduction="none"
-        )
-    else:
-        losses = functional.cross_entropy(logits.float(), masks, reduction="none")
-    counted = _counted(masks, weights)
-    return (losses * counted).sum() / _total(counted)
-
-
-def _counted(masks: Tensor, weights: Tensor | None) -> Tensor:
-    """How much each pixel counts, (B, H, W)."""
-    counted = (masks != IGNORE).float() if masks.ndim == 3 else torch.ones_like(masks[:, 0])
-    return counted if weights is None else counted * weights
-
-
-def _total(counted: Tensor) -> Tensor:
-    return counted.sum().clamp(min=1e-6)
-
-
-def foreground_iou(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> float:
-    """IoU of everything that is not background, pooled over a batch; 1 if there is none of it.
-
-    Arguments are those of `segmentation_loss`; pixels count fully, or with weight 0 not at all.
-    """
-    predicted, true = (ids > 0 for ids in _counted_ids(logits, masks, weights))
-    union = (predicted | true).sum()
-    return float((predicted & true).sum() / union) if union else 1.0
-
-
-def mean_iou(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> float:
-    """Mean of the IoU of each class, pooled over a batch, background included.
-
-    Classes that are neither there nor predicted do not count; 1 if there are none at all.
-    Arguments are those of `foreground_iou`.
-    """
-    n = logits.shape[1]
-    predicted, true = _counted_ids(logits, masks, weights)
-    pairs = torch.bincount(n * true + predicted, minlength=n * n).view(n, n)
-    union = pairs.sum(0) + pairs.sum(1) - pairs.diag()
-    ious = pairs.diag()[union > 0] / union[union > 0]
-    return float(ious.mean()) if len(ious) else 1.0
-
-
-def _counted_ids(logits: Tensor, masks: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The predicted and the true class of each pixel that counts, both (N,) int64."""
-    true = masks.long() if masks.ndim == 3 else masks.argmax(1)
-    is_counted = true != IGNORE
-    if weights is not None:
-        is_counted &= weights > 0
-    return logits.argmax(1)[is_counted], true[is_counted]
 
 
 class _Training:
@@ -243,10 +221,13 @@ class _Training:
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.network = _new_network(pairs, config, start)
         self.network.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.average = Average(self.network, config.ema) if config.ema else None
         if team.world > 1:
             normalise_over_all(self.network, team)
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay or 0.0
+            _parameter_groups(self.network, config),
+            lr=config.lr,
+            weight_decay=config.weight_decay or 0.0,
         )
         self.step, tensors = team.on_rank_zero(self.checkpoints.load)
         if tensors:
@@ -287,7 +268,7 @@ class _Training:
     def segmenter(self, card: Mapping[str, Any]) -> Segmenter:
         """The network with what it needs for photos."""
         return Segmenter(
-            [self.network],
+            [self.average.network if self.average else self.network],
             classes=self.pairs.classes,
             input_size=self.pairs.size,
             network=self.config.network,
@@ -309,20 +290,22 @@ class _Training:
         with autocast(self.device, self.dtype):
             logits = self.network(images)
         # A mean over the pixels of the whole batch: a part in which more pixels count weighs more.
-        share = _total(_counted(masks, weights)) / _total(_counted(batch.masks, batch.weights))
+        share = total(counted(masks, weights)) / total(counted(batch.masks, batch.weights))
         loss = segmentation_loss(logits, masks, weights) * share
         mean = self.team.sum(loss)
         if not torch.isfinite(mean):
             raise self._diverged(self._culprit(batch, self.team.whole(logits, config.batch)))
-        lr = config.lr * (config.decay if self.step >= config.decay_at else 1)
+        decay = config.decay if self.step >= config.decay_at else 1
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["start_lr"] * decay
         self.optimizer.zero_grad()
         loss.backward()
         self.team.add_gradients(self.network.parameters())
         if config.clip is not None:
             nn.utils.clip_grad_value_(self.network.parameters(), config.clip)
         self.optimizer.step()
+        if self.average:
+            self.average.update(self.network, self.step)
         return mean.item(), logits.detach(), batch
 
     def _check_ids(self, masks: Tensor) -> None:
@@ -376,6 +359,9 @@ class _Training:
         for name, parameter in self.network.named_parameters():
             for kind, moment in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{kind}"] = moment
+        if self.average:
+            average = self.average.network.state_dict()
+            tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise self._diverged("the weights of the network or the moments of Adam")
         return tensors
@@ -383,6 +369,9 @@ class _Training:
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         weights = {name: tensors[f"network.{name}"] for name in self.network.state_dict()}
         self.network.load_state_dict(weights)
+        if self.average:
+            average = {name: tensors[f"average.{name}"] for name in weights}
+            self.average.network.load_state_dict(average)
         for name, parameter in self.network.named_parameters():
             prefix = f"optimizer.{name}."
             # Moments lie in memory as their parameter does; so sums are rounded as without a stop.
@@ -391,6 +380,15 @@ class _Training:
                 for kind in ("step", "exp_avg", "exp_avg_sq")
                 if (saved := tensors.get(prefix + kind)) is not None
             }
+
+
+def _published(config: TrainConfig) -> dict[str, Any]:
+    """The configuration without what is only of this machine or was left out."""
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name != "encoder_weights" and value is not None
+    }
 
 
 def _record(
@@ -412,7 +410,9 @@ def _new_network(pairs: Pairs, config: TrainConfig, start: Segmenter | None) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(derive_seeds(config.seed, _WEIGHTS_KEY)))
         network = build_network(config.network, len(pairs.classes) + 1, width=config.width)
-    if start:
+    if not start:
+        initialize(network, config.network, config.encoder_weights)
+    else:
         there = (start.network, start.width, start.classes)
         wanted = (config.network, config.width, tuple(pairs.classes))
         if there != wanted:
@@ -421,6 +421,17 @@ def _new_network(pairs: Pairs, config: TrainConfig, start: Segmenter | None) -> 
             )
         network.load_state_dict(start.members[0].state_dict())
     return network
+
+
+def _parameter_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """All parameters, those of a pretrained encoder apart, with the rate at which each starts."""
+    encoder = encoder_of(network) if initialized_on(config.network) else None
+    known = [] if encoder is None else list(encoder.parameters())
+    ids = {id(parameter) for parameter in known}
+    new = [parameter for parameter in network.parameters() if id(parameter) not in ids]
+    encoder_lr = ENCODER_RATE * config.lr if config.encoder_lr is None else config.encoder_lr
+    groups = [{"params": new, "start_lr": config.lr}, {"params": known, "start_lr": encoder_lr}]
+    return [group for group in groups if group["params"]]
 
 
 def _cut_metrics(path: Path, step: int) -> None:

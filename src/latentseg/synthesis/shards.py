@@ -26,6 +26,7 @@ import filelock
 import numpy as np
 import torch
 
+from latentseg.configs import check_choice
 from latentseg.datasets.folder import SOFT
 from latentseg.datasets.shard_files import DESCRIPTION, Shard, cut, kinds, pack
 from latentseg.errors import InputError, LatentsegError, NotFinishedError
@@ -121,16 +122,20 @@ def synthesize_shards(
         NotFinishedError: workers died.
     """
     out = Path(out)
-    if count < 1 or suffix not in COMPRESSED or workers < 1 or not 0 <= rank < world:
-        raise InputError(
-            f"count {count}, suffix {suffix!r}, workers {workers}, rank {rank} of {world}: "
-            "expected at least one sample and one worker, png or jpg, a rank from 0 to world - 1."
-        )
+    check_choice("suffix", suffix, tuple(COMPRESSED))
+    for name, value in (("count", count), ("workers", workers)):
+        if value < 1:
+            raise InputError(f"`{name}`: expected at least 1, found {value}.")
+    if not 0 <= rank < world:
+        raise InputError(f"`rank`: expected 0 to {world - 1}, found {rank}.")
     stream = Stream(generator, labeler, seed=seed, block=block, soft=soft, is_ahead=False)
     sample_bytes = _bytes_per_sample(stream, suffix)
     shard_size = shard_size or max(min(MAX_SAMPLES, MAX_BYTES // sample_bytes) // block, 1) * block
     if shard_size < 1 or shard_size % block:
-        raise InputError(f"shard size {shard_size}: expected a multiple of the block, {block}.")
+        raise InputError(
+            f"`shard_size`: expected a multiple of {block}, the samples of a block, "
+            f"found {shard_size}."
+        )
     job = _Job(out, cut(count, shard_size), suffix, rank, world)
     _claim(job, stream, count, shard_size)
     _forget_changed_records(job)

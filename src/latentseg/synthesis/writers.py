@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from latentseg.configs import check_choice
 from latentseg.datasets.folder import SOFT
 from latentseg.errors import CorruptFileError, InputError
 from latentseg.files import (
@@ -92,8 +93,9 @@ def synthesize(
         CorruptFileError: a finished dataset has changed since.
     """
     out = Path(out)
-    if count < 1 or suffix not in COMPRESSED:
-        raise InputError(f"count {count}, suffix {suffix!r}: expected at least 1, and png or jpg.")
+    check_choice("suffix", suffix, tuple(COMPRESSED))
+    if count < 1:
+        raise InputError(f"`count`: expected at least 1, found {count}.")
     stream = Stream(generator, labeler, seed=seed, block=block, soft=soft)
     asked: dict[str, Any] = {
         "generator": generator.info.to_json(),

@@ -99,7 +99,7 @@ def choose(names: list[str], where: Path, part: str | None = None) -> str:
     shown = ", ".join(sorted(found)[:8]) or "none"
     what = "several checkpoints" if len(fitting) > 1 else "no such checkpoint"
     raise InputError(
-        f"{where}: holds {what}. There are: {shown}. Say which: --option file=NAME"
+        f"{where}: holds {what}. There are: {shown}. Say which: `options` file=NAME"
         if found
         else f"{where}: holds no checkpoint: nothing in it ends in {', '.join(sorted(SUFFIXES))}."
     )

@@ -20,8 +20,8 @@ from latentseg.weights.containers import Checkpoint
 
 NETWORKS = ("AutoencoderKL", "VQModel")
 NO_PRIOR = (
-    "A decoder does not know which latents are likely. Give some: --option photos=FOLDER encodes "
-    "photos, --option latents=FILE takes a .npy, .npz or safetensors file with (N, C, H, W)."
+    "A decoder does not know which latents are likely. Give some: `options` photos=FOLDER encodes "
+    "photos, `options` latents=FILE takes a .npy, .npz or safetensors file with (N, C, H, W)."
 )
 
 
@@ -42,7 +42,7 @@ class AutoencoderConfig:
         if values.get("in_channels", 3) != 3 or values.get("out_channels", 3) != 3:
             raise InputError("An autoencoder of other than RGB images; those are not read.")
         if any(not isinstance(side, int) or side <= 0 or side % factor for side in self.size):
-            raise InputError(f"size {self.size}: expected multiples of {factor} pixels.")
+            raise InputError(f"`size`: expected multiples of {factor} pixels, found {self.size}.")
 
     @property
     def values(self) -> dict[str, Any]:
@@ -133,7 +133,9 @@ def read(checkpoint: Checkpoint, options: Options) -> Imported:
     if ("photos" in options) == ("latents" in options):
         raise InputError(f"{checkpoint.path}: expected photos or latents. {NO_PRIOR}")
     if "size" in options and "latents" in options:
-        raise InputError("size: goes with photos only; the latents decide the size of the images.")
+        raise InputError(
+            "`size`: goes with photos only; the latents decide the size of the images."
+        )
     values = diffusers_folders.read_configuration(checkpoint.path / "config.json")
     weights = diffusers_folders.read_weights(checkpoint.path, checkpoint)
     weights = {f"vae.{name}": tensor for name, tensor in weights.items()}
@@ -161,7 +163,7 @@ def _photo_size(values: Mapping[str, Any], options: Options) -> tuple[int, int]:
     if isinstance(side, list | tuple) and len(side) == 2:
         return (side[0], side[1])
     if not isinstance(side, int):
-        raise InputError(f"size {side!r}: expected pixels, for example --option size=256.")
+        raise InputError(f"`size`: expected a number of pixels, for example 256, found {side!r}.")
     return (side, side)
 
 

@@ -58,7 +58,7 @@ def read_bank(path: Any, latent: int) -> Tensor:
         CorruptFileError: it is damaged, has Python objects, or numbers that are not finite.
     """
     if not isinstance(path, str | Path):
-        raise InputError(f"latents {path!r}: expected the path of a file.")
+        raise InputError(f"`latents`: expected the path of a file, found {path!r}.")
     bank = read_array(path)
     if bank.ndim != 2 or bank.shape[1] != latent or not len(bank):
         raise InputError(f"{path}: has shape {tuple(bank.shape)}, expected (N, {latent}).")
@@ -74,7 +74,9 @@ def adapt(
         InputError: noise is to be added to a bank, and there is none.
     """
     if sampling.bank_noise and "bank" not in extras:
-        raise InputError("bank_noise: there is no bank of latents; give one by the option latents.")
+        raise InputError(
+            "`bank_noise`: there is no bank of latents; give one by the option latents."
+        )
     return adapt_noise_network(network, info, sampling, extras)
 
 

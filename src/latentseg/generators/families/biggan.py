@@ -371,7 +371,7 @@ def _positive(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 < number < math.inf:
-        raise InputError(f"{name} {value!r}: expected a number greater than 0.")
+        raise InputError(f"`{name}`: expected a number greater than 0, found {value!r}.")
     return number
 
 

@@ -72,13 +72,15 @@ class BigGANDeepConfig:
 
     def __post_init__(self) -> None:
         if self.rows not in ROWS:
-            raise InputError(f"rows {self.rows!r}: expected one of {ROWS}.")
+            raise InputError(f"`rows`: expected one of {', '.join(ROWS)}, found {self.rows!r}.")
         for name in ("z_dim", "class_embed_dim", "channel_width", "num_classes", "n_stats"):
             value, least = getattr(self, name), 2 if name == "n_stats" else 1
             if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} {value!r}: expected a whole number, at least {least}.")
+                raise InputError(
+                    f"`{name}`: expected a whole number, at least {least}, found {value!r}."
+                )
         if not isinstance(self.eps, float | int) or not self.eps > 0:
-            raise InputError(f"eps {self.eps!r}: expected a number greater than 0.")
+            raise InputError(f"`eps`: expected a number greater than 0, found {self.eps!r}.")
         if not isinstance(self.layers, tuple) or not all(map(_is_layer, self.layers)):
             raise InputError(
                 f"layers {self.layers!r}: expected for each whether it doubles height and width, "

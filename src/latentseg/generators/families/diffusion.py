@@ -337,7 +337,9 @@ def _sampler(
     if not isinstance(n_train, int):
         raise InputError(f"{where}: num_train_timesteps {n_train!r} is not a whole number.")
     if not isinstance(n_steps, int) or not 1 <= n_steps <= n_train:
-        raise InputError(f"steps {n_steps!r}: expected a whole number from 1 to {n_train}.")
+        raise InputError(
+            f"`steps`: expected a whole number from 1 to {n_train}, found {n_steps!r}."
+        )
     try:
         with warnings.catch_warnings():
             # The schedulers of diffusers convert tensors in a way that numpy 2 advises against.
@@ -453,8 +455,8 @@ def _embedding(folder: Path, unet: Mapping[str, Any], options: Options) -> Tenso
     """(1, T, D): the prompt, as an option gives it."""
     if ("prompt" in options) == ("embedding" in options):
         raise InputError(
-            f"{folder}: expected a prompt: --option prompt='a photo of a cat', which needs "
-            "transformers, or --option embedding=FILE, a .npy or safetensors file with its "
+            f"{folder}: expected a prompt: `options` prompt='a photo of a cat', which needs "
+            "transformers, or `options` embedding=FILE, a .npy or safetensors file with its "
             "embedding (1, T, D)."
         )
     if "prompt" in options:
@@ -478,7 +480,7 @@ def _embedded(folder: Path, prompt: str) -> Tensor:
     except ImportError as error:
         raise InputError(
             "A prompt needs transformers: pip install transformers. Or give its embedding: "
-            "--option embedding=FILE"
+            "`options` embedding=FILE"
         ) from error
     try:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(

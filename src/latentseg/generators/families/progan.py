@@ -47,7 +47,9 @@ class ProGANConfig:
         if not self.channels or self.out_channels not in (1, 3):
             raise InputError("A ProGAN needs at least one scale, and 1 or 3 colours.")
         if not 0 <= self.alpha <= 1 or (self.alpha > 0 and len(self.channels) == 1):
-            raise InputError(f"alpha {self.alpha}: expected 0 to 1, and 0 for a single scale.")
+            raise InputError(
+                f"`alpha`: expected 0 to 1, and 0 for a single scale, found {self.alpha}."
+            )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -50,7 +50,8 @@ class ResNetGANConfig:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise InputError(
-                f"architecture {self.architecture!r}: expected one of {', '.join(ARCHITECTURES)}."
+                f"`architecture`: expected one of {', '.join(ARCHITECTURES)}, "
+                f"found {self.architecture!r}."
             )
 
     @property
@@ -171,7 +172,7 @@ def chosen_weights(checkpoint: Checkpoint, options: Options, default: str) -> We
     """
     chosen = options.get("weights", default)
     if chosen not in STATE_DICTS:
-        raise InputError(f"weights {chosen!r}: expected one of {', '.join(STATE_DICTS)}.")
+        raise InputError(f"`weights`: expected one of {', '.join(STATE_DICTS)}, found {chosen!r}.")
     return checkpoint.weights(STATE_DICTS[chosen])
 
 

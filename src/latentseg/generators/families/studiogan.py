@@ -59,10 +59,13 @@ class StudioGANConfig:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise InputError(
-                f"architecture {self.architecture!r}: expected one of {', '.join(ARCHITECTURES)}."
+                f"`architecture`: expected one of {', '.join(ARCHITECTURES)}, "
+                f"found {self.architecture!r}."
             )
         if self.is_chunked and self.z_dim % len(self.channels):
-            raise InputError(f"z_dim {self.z_dim}: expected a multiple of {len(self.channels)}.")
+            raise InputError(
+                f"`z_dim`: expected a multiple of {len(self.channels)}, found {self.z_dim}."
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -292,11 +295,13 @@ def read(checkpoint: Checkpoint, options: Options) -> Imported:
     statistics = options.get("statistics", "running")
     if statistics == "batch":
         raise InputError(
-            "statistics 'batch': an image would depend on the images drawn beside it; 'standing' "
-            "takes the mean of such statistics over many batches."
+            "`statistics`: with batch, an image would depend on the images drawn beside it; "
+            "standing takes the mean of such statistics over many batches."
         )
     if statistics not in STATISTICS:
-        raise InputError(f"statistics {statistics!r}: expected one of {', '.join(STATISTICS)}.")
+        raise InputError(
+            f"`statistics`: expected one of {', '.join(STATISTICS)}, found {statistics!r}."
+        )
     weights = _same_layout(_without_spectral_norm(checkpoint.weights("state_dict")))
     config, notes = _chosen(_config(weights), options)
     state = _state(weights, config)
@@ -400,7 +405,9 @@ def _chosen(config: StudioGANConfig, options: Options) -> tuple[StudioGANConfig,
         z_dim = config.z_dim * len(config.channels)
         return replace(config, architecture=wanted, n_classes=0, z_dim=z_dim), ()
     if wanted not in (None, config.architecture):
-        raise InputError(f"architecture {wanted!r}: the parameters are of a {config.architecture}.")
+        raise InputError(
+            f"`architecture`: the parameters are of a {config.architecture}, found {wanted!r}."
+        )
     if is_ambiguous and wanted is None:
         note = (
             f"A resnet of {config.n_classes} classes and a big_resnet without classes look the "

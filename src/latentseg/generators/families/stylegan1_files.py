@@ -55,7 +55,7 @@ def read(checkpoint: Checkpoint, options: Options) -> Imported:
 
 def _read_rosinality(source: Weights, options: Options) -> Imported:
     if "average" in options:
-        raise InputError("average: not an option of rosinality's files; the mean is measured.")
+        raise InputError("`average`: not an option of rosinality's files; the mean is measured.")
     port = _Rosinality(source)
     n_blocks, size_notes = _trained_blocks(source, options)
     config = StyleGAN1Config(
@@ -75,7 +75,7 @@ def _read_rosinality(source: Weights, options: Options) -> Imported:
 
 def _read_lernapparat(checkpoint: Checkpoint, options: Options) -> Imported:
     if "size" in options:
-        raise InputError("size: an option of rosinality's files only; this one says its size.")
+        raise InputError("`size`: an option of rosinality's files only; this one says its size.")
     source = checkpoint.weights()
     port = _Lernapparat(source)
     n_blocks = _count(source, "g_synthesis.blocks.*.epi1.top_epi.noise.weight", MOST_BLOCKS)
@@ -258,7 +258,7 @@ def _trained_blocks(source: Weights, options: Options) -> tuple[int, tuple[str, 
     sizes = [4 * 2**index for index in range(n_blocks)]
     if "size" in options:
         if options["size"] not in sizes:
-            raise InputError(f"size {options['size']!r}: expected one of {sizes}.")
+            raise InputError(f"`size`: expected one of {sizes}, found {options['size']!r}.")
         return sizes.index(options["size"]) + 1, ()
     strengths = [f"generator.progression.{i}.noise1.weight_orig" for i in range(n_blocks)]
     trained = [size for size, name in zip(sizes, strengths, strict=True) if source[name].any()]

@@ -67,13 +67,14 @@ class StyleGAN2Config:
             )
         if self.architecture not in ARCHITECTURES:
             raise InputError(
-                f"architecture {self.architecture!r}: expected one of {ARCHITECTURES}."
+                f"`architecture`: expected one of {', '.join(ARCHITECTURES)}, "
+                f"found {self.architecture!r}."
             )
         taps = self.resample_filter
         if len(taps) % 2 or taps != taps[::-1]:
             raise InputError(f"resample_filter {taps}: expected an even number, symmetric.")
         if self.img_channels not in (1, 3):
-            raise InputError(f"img_channels {self.img_channels}: expected 1 or 3.")
+            raise InputError(f"`img_channels`: expected 1 or 3, found {self.img_channels}.")
 
 
 def upfirdn(x: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, gain: float = 1.0) -> Tensor:

@@ -101,7 +101,7 @@ def objection(checkpoint: Checkpoint) -> str | None:
 def read(checkpoint: Checkpoint, options: Options) -> Imported:
     """Reads a checkpoint of any of the layouts."""
     if "conv_clamp" in options and not checkpoint.has("state_dict"):
-        raise InputError("conv_clamp: only StudioGAN's files leave it open.")
+        raise InputError("`conv_clamp`: only StudioGAN's files leave it open.")
     if checkpoint.has("G_ema"):
         return _read_nvidia(checkpoint)
     if checkpoint.has("g_ema"):
@@ -166,7 +166,7 @@ def _check_activation(activation: Any, where: str) -> None:
 def _read_studiogan(checkpoint: Checkpoint, options: Options) -> Imported:
     clamp = options.get("conv_clamp", CLAMP)
     if isinstance(clamp, bool) or not isinstance(clamp, int | float) or clamp < 0:
-        raise InputError(f"conv_clamp {clamp!r}: expected a number, 0 for no clamp.")
+        raise InputError(f"`conv_clamp`: expected a number, 0 for no clamp, found {clamp!r}.")
     weights = checkpoint.weights("state_dict")
     notes = (LR_NOTE,) if "conv_clamp" in options else (LR_NOTE, CLAMP_NOTE)
     imported = _imported(

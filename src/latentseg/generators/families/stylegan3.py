@@ -101,7 +101,7 @@ class SynthesisConfig:
         if not layers:
             raise InputError("A synthesis network needs at least one layer.")
         if self.image_channels not in (1, 3):
-            raise InputError(f"image_channels {self.image_channels}: expected 1 or 3.")
+            raise InputError(f"`image_channels`: expected 1 or 3, found {self.image_channels}.")
         for layer, in_size in zip(layers, self.in_sizes, strict=True):
             layer.cropped(in_size)
 

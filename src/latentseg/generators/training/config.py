@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
-CHANGEABLE = ("lr", "ema_images", "augmentation")  # those that may change when a training goes on
+from latentseg.configs import check_choice, check_range
+from latentseg.errors import InputError
+
+# Those that may change when a training goes on.
+CHANGEABLE = ("lr", "discriminator_lr", "ema_images", "augmentation")
 
 
 @dataclass(frozen=True)
@@ -16,9 +20,9 @@ class GeneratorTrainingConfig:
         images: Photos shown to the discriminator in all; may be raised later to go on.
         batch: Photos per step.
         lr: Learning rate of both networks (Adam, betas 0 and 0.99); may be changed to go on, as
-            `ema_images` and `augmentation` may: a lower rate at the end gives cleaner images.
-        discriminator_lr: Learning rate of the discriminator, if another; it changes with `lr` in
-            proportion when a training goes on.
+            `discriminator_lr`, `ema_images` and `augmentation` may: lower rates at the end give
+            cleaner images.
+        discriminator_lr: Learning rate of the discriminator, if another; may be changed to go on.
         r1_weight, r1_interval: Gradient penalty on photos, every so many steps (lazy); not with
             features.
         style_mixing: Chance that an image is drawn from two styles.
@@ -56,20 +60,30 @@ class GeneratorTrainingConfig:
     report_images: int = 32_000
     distance_images: int = 1_000
 
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        counts = ("latent_dim", "images", "batch", "r1_interval", "ema_images", "feature_px")
+        check_range(self, (*counts, "report_images", "distance_images"), 1)
+        check_range(self, ("lr", "discriminator_lr"), above=0)
+        check_range(self, ("r1_weight", "blur_images"), 0)
+        check_range(self, ("style_mixing",), 0, 1)
+        for name in ("size", "channels"):
+            if min(getattr(self, name), default=0) < 1:
+                raise InputError(f"`{name}`: expected at least 1, found {getattr(self, name)}.")
+
 
 # What each kind of features is trained with, where nothing else is asked for.
 DEFAULTS = {
     "none": GeneratorTrainingConfig(),
-    # Rates and blur of Sauer et al. 2021 for a StyleGAN2. Small batches take more steps with as
-    # many images; augmented colors would hide those of the photos, which the features hardly tell.
+    # Rates and augmentation of Sauer et al. 2021. Small batches: more steps with as many images.
     "efficientnet-lite0": GeneratorTrainingConfig(
         features="efficientnet-lite0",
         batch=16,
         lr=2e-3,
         discriminator_lr=2e-4,
-        augmentation=("translation",),
+        augmentation=("color", "translation", "cutout"),
         style_mixing=0.5,
-        blur_images=32_000,
+        blur_images=8_000,
     ),
 }
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from latentseg.devices import autocast
 from latentseg.generators.families.stylegan2 import StyleGAN2Config
@@ -145,7 +146,8 @@ class ProjectedObjective:
         """The hinge loss, the sum over the heads."""
         with torch.no_grad():
             photos, _ = self.look(real, step, strength)
-        with autocast(real.device, self.dtype):
+        # Both sets of features meet the same weights: one power iteration a step.
+        with autocast(real.device, self.dtype), parametrize.cached():
             judged = self.network(photos, labels)
             drawn = self.network(seen[0].detach(), labels)
         total = _total(F.relu(1 - x) for x in judged) + _total(F.relu(1 + x) for x in drawn)

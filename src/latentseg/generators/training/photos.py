@@ -45,13 +45,12 @@ class Photos:
         """The photos of one training step: every photo once per epoch, mirrored at random.
 
         Returns:
-            Images (size, 3, H, W) float32 in [-1, 1] and labels (size,), a pure function of
-            (seed, step).
+            Images (size, 3, H, W) uint8 and labels (size,), a pure function of (seed, step).
         """
         positions = np.arange(step * size, (step + 1) * size)
         index = torch.from_numpy(_shuffled(positions, len(self), seed))
         flips = torch.from_numpy(np.random.default_rng([seed, step]).random(size) < 0.5)
-        x = self.pixels[index].float() / 127.5 - 1
+        x = self.pixels[index]
         x = torch.where(flips[:, None, None, None], x.flip(3), x)
         return x, None if self.labels is None else self.labels[index]
 

@@ -19,6 +19,7 @@ COLOR_PX = 16  # shorter side of the image that the head on colors sees
 COLOR_CHANNELS = 16
 LOGITS_PX = 4  # heads halve their maps down to this
 SLOPE = 0.2
+GAIN = 2.0  # of each layer: spectral norms of 1 alone let the signal of random weights fade
 
 
 class RandomMixing(nn.Module):
@@ -57,7 +58,8 @@ class Head(nn.Module):
     """A light discriminator of one scale: halvings down to 4 px, then a map of logits.
 
     The std among samples stands beside the last maps, so that drawn images that are all alike
-    are found out.
+    are found out. Batch normalization, which the paper has, would hide just that, and free the
+    layers from the bound of their spectral norms: the heads then win, and layouts collapse.
     """
 
     def __init__(self, channels: int, shorter_px: int, n_classes: int, w_dim: int) -> None:
@@ -70,9 +72,6 @@ class Head(nn.Module):
         )
         last = widths[-1]
         self.layers.append(spectral_norm(nn.Conv2d(last, last, 3, padding=1)))
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(width, track_running_stats=False) for width in [*widths[1:], last]
-        )
         self.n_classes = n_classes
         self.out = spectral_norm(nn.Conv2d(last + 1, w_dim if n_classes else 1, 3, padding=1))
         if n_classes:
@@ -80,8 +79,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """(B, C, H, W) to logits (B, positions) float32."""
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = F.leaky_relu(norm(layer(x)), SLOPE)
+        for layer in self.layers:
+            x = GAIN * F.leaky_relu(layer(x), SLOPE)
         x = self.out(minibatch_std(x)).float().flatten(2)
         if not self.n_classes or labels is None:
             return x[:, 0]

@@ -190,11 +190,12 @@ def commands_of(config: GeneratorTrainingConfig, rows: list[dict[str, Any]]) -> 
     """
     stages = [
         list(stage)
-        for _, stage in groupby(rows, lambda row: [_setting(row[s]) for s in CHANGEABLE])
+        for _, stage in groupby(rows, lambda row: [_setting(row.get(s)) for s in CHANGEABLE])
     ]
     return "\n".join(
         _command(
-            replace(config, **{s: _setting(stage[-1][s]) for s in CHANGEABLE}), stage[-1]["images"]
+            replace(config, **{s: _setting(stage[-1].get(s)) for s in CHANGEABLE}),
+            stage[-1]["images"],
         )
         for stage in stages
     )
