@@ -1,5 +1,7 @@
 """Folders as other tools leave them: exports of CVAT and Label Studio, soft and inverted masks."""
 
+import base64
+import io
 import json
 import shutil
 from functools import partial
@@ -324,6 +326,116 @@ def test_a_photo_of_a_format_that_is_not_read_is_a_problem_of_the_dataset(tmp_pa
     assert check_dataset(tmp_path) == [
         "images/raw.cr2: .cr2 files are not read. Save it as TIFF, PNG or JPEG."
     ]
+
+
+# Names with a mark
+
+
+@pytest.mark.parametrize("mark", ["_mask", "_seg", "_segmentation"])
+def test_masks_may_have_a_mark_in_their_names(tmp_path, mark):
+    folder_of(tmp_path, squares())
+    for path in (tmp_path / "masks").glob("*.png"):
+        path.rename(path.with_stem(path.stem + mark))
+    assert check_dataset(tmp_path) == []
+    for mask, (_, _, found) in zip(squares(), open_dataset(tmp_path), strict=True):
+        assert np.array_equal(found, mask > 0)
+
+
+def test_two_masks_of_one_photo_are_not_taken_for_one(tmp_path):
+    folder_of(tmp_path, squares())
+    shutil.copy(tmp_path / "masks" / "0.png", tmp_path / "masks" / "0_mask.png")
+    assert check_dataset(tmp_path) == ["masks/0_mask.png: has no image of that name in images."]
+
+
+# labelme
+
+
+def labelme(folder: Path, *shapes: dict[str, Any], name: str = "a", **more: Any) -> Path:
+    save(folder / f"{name}.jpg", np.zeros((48, 64, 3), np.uint8))
+    content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"{name}.jpg"}
+    content |= {"imageData": None, "imageHeight": 48, "imageWidth": 64, **more}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def shape(label: str, kind: str, *points: tuple[float, float], **more: Any) -> dict[str, Any]:
+    return {"label": label, "shape_type": kind, "points": [list(p) for p in points], **more}
+
+
+def test_shapes_of_labelme_are_masks_and_the_later_one_holds(tmp_path):
+    drawn = io.BytesIO()
+    Image.fromarray(np.eye(4, dtype=bool)).save(drawn, "PNG")
+    labelme(
+        tmp_path,
+        shape("cat", "rectangle", (10, 8), (30, 20)),
+        shape("dog", "polygon", (20, 8), (40, 8), (40, 20), (20, 20)),
+        shape("_background_", "rectangle", (38, 8), (40, 20)),
+        shape("__ignore__", "rectangle", (0, 46), (64, 48)),
+        shape("cat", "mask", (50, 2), (53, 5), mask=base64.b64encode(drawn.getvalue()).decode()),
+        shape("cat", "point", (3, 3)),
+    )
+    dataset = open_dataset(tmp_path)
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.notes == ("1 shapes without an area were left out: point.",)
+    expected = np.zeros((48, 64), np.uint8)
+    expected[8:20, 10:20], expected[8:20, 20:38], expected[46:] = 1, 2, 255
+    expected[range(2, 6), range(50, 54)] = 1
+    assert np.array_equal(dataset[0][2], expected)
+    assert check_dataset(tmp_path) == []
+
+
+def test_a_circle_of_labelme_is_round(tmp_path):
+    x, y = CENTERS["p0"]
+    dataset = open_dataset(labelme(tmp_path, shape("disc", "circle", (x, y), (x, y + RADIUS))))
+    assert iou(dataset[0][2] == 1, disc("p0")) > 0.97
+
+
+def test_photos_of_labelme_lie_in_folders_and_on_windows(tmp_path):
+    square = shape("cat", "rectangle", (10, 8), (30, 20))
+    labelme(tmp_path / "one", square, name="a", imagePath="..\\one\\a.jpg")
+    labelme(tmp_path / "two", square, name="a", imagePath="C:\\photos\\two\\a.jpg")
+    dataset = open_dataset(tmp_path)
+    assert [pair.name for pair in dataset.pairs] == ["one/a", "two/a"]
+    assert [pair.image.parent.name for pair in dataset.pairs] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"label": 3}, r"a\.json: shape 0: expected a label"),
+        ({"points": [[1, 2], [3, "4"]]}, r"a\.json: shape 0: point .*two numbers"),
+        ({"points": [[1, 2], [3]]}, r"a\.json: shape 0: point .*expected x and y"),
+        ({"points": [[1, 2], [3, 9e9]]}, r"a\.json: shape 0: polygon .*outside the image"),
+        ({"shape_type": "sphere"}, r"a\.json: shape 0: 'sphere' of 2 points is no shape"),
+        ({"shape_type": "mask", "mask": "%"}, r"a\.json: shape 0: mask: not a picture in base64"),
+        ({"shape_type": "mask", "mask": "QUJD"}, "mask: not a readable image"),
+    ],
+)
+def test_a_wrong_shape_of_labelme_is_named(tmp_path, wrong, said):
+    labelme(tmp_path, shape("cat", "rectangle", (10, 8), (30, 20)) | wrong)
+    with pytest.raises(LatentsegError, match=said):
+        open_dataset(tmp_path)
+
+
+def test_a_folder_of_no_known_layout_is_answered_with_all_that_are_known(tmp_path, command):
+    (tmp_path / "settings.json").write_text("{}")
+    for arguments in (
+        ("check", tmp_path),
+        ("train", tmp_path, tmp_path / "run"),
+        ("convert-dataset", tmp_path, tmp_path / "out", "--format", "coco"),
+    ):
+        code, _, said = command(*arguments)
+        assert code == 1
+        assert "not a dataset of a known layout. In it: settings.json" in said
+        for known in (
+            "COCO: ",
+            "YOLO-seg: ",
+            "PASCAL VOC and CVAT",
+            "labelme: ",
+            "CUB",
+            "shards: ",
+        ):
+            assert known in said
 
 
 # Hostile folders

@@ -258,6 +258,22 @@ def _coco(folder: Path) -> Reader:
 
 
 @reader
+def _labelme(folder: Path) -> Reader:
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(folder / "a.png")
+    shapes = [
+        {"label": "cat", "shape_type": kind, "points": points}
+        for kind, points in (
+            ("polygon", [[1, 1], [9, 1], [5, 9]]),
+            ("circle", [[8, 8], [8, 10.5]]),
+            ("rectangle", [[1, 2], [3, 4]]),
+        )
+    ]
+    size = {"imageHeight": 16, "imageWidth": 16}
+    files.write_json(folder / "a.json", {"imagePath": "a.png", "shapes": shapes, **size})
+    return Reader(folder, folder / "a.json", lambda: _opened(folder))
+
+
+@reader
 def _yolo_data(folder: Path) -> Reader:
     _converted(folder, "yolo")
     return Reader(folder, folder / "data.yaml", lambda: _opened(folder))

@@ -4,6 +4,8 @@ import pytest
 
 from tests.foundation.fuzz import READERS, leaks_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools 2.0.11
+
 # Those of the ground floor, the students, the painter and the synthesis.
 QUICK = (
     *("manifest", "claim", "samples_jsonl", "segmenter", "predictions", "painting", "gallery"),

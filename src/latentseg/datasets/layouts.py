@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentseg.datasets.folder import FOLDER, IMAGES
-from latentseg.datasets.formats import coco, hf_datasets, voc, yolo
+from latentseg.datasets.formats import coco, hf_datasets, labelme, voc, yolo
 from latentseg.datasets.groupings import Grouping
 from latentseg.datasets.listings import Layout, Listing
 from latentseg.datasets.published import LABELS, PUBLISHED
@@ -21,6 +21,7 @@ LAYOUTS: tuple[Layout, ...] = (
     voc.LAYOUT,
     hf_datasets.LAYOUT,
     *PUBLISHED,
+    labelme.LAYOUT,  # last: it looks into files
 )
 
 

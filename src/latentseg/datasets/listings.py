@@ -21,6 +21,7 @@ from latentseg.images import (
 )
 
 SHOWN_PROBLEMS = 20
+MARKS = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_matte")
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def pair_by_stem(
     """
     photos, doubled_photos = _by_stem(folder, images)
     truths, doubled_truths = _by_stem(folder, masks)
+    truths = _without_mark(truths, photos)
     problems = doubled_photos + doubled_truths
     if not photos:
         problems.append(f"{below(folder, images)}: no images ({', '.join(SUFFIXES)}) in it.")
@@ -140,6 +142,16 @@ def pair_by_stem(
     )
     both = sorted(photos.keys() & truths.keys())
     return tuple(Pair(stem, photos[stem], truths[stem]) for stem in both), tuple(problems)
+
+
+def _without_mark(masks: Mapping[str, Path], photos: Mapping[str, Path]) -> dict[str, Path]:
+    """The masks by the stems of their photos: many tools write a_mask.png for a.jpg."""
+    found = {}
+    for stem, path in masks.items():
+        ends = (stem.removesuffix(mark) for mark in MARKS if stem.endswith(mark))
+        plain = next((end for end in ends if end in photos and end not in masks), stem)
+        found[stem if stem in photos else plain] = path
+    return found
 
 
 def _by_stem(root: Path, folder: Path) -> tuple[dict[str, Path], list[str]]:
