@@ -196,8 +196,8 @@ def train_generator(
         photos: Folder of photos; with --classes, one subfolder of photos per class.
         out: Folder of the training; OUT/generator can be opened at any time, OUT/report.html shows
             samples and distances over time.
-        features: What the discriminator looks at: images, or frozen features of ImageNet, which
-            need far fewer images (extra `features`).
+        features: What the discriminator looks at: images, or frozen features of ImageNet (extra
+            `features`).
         size: Height and width in pixels.
         channels: Channels per resolution, coarse to fine; by default fitted to the size.
         images: Photos shown in all.
