@@ -137,7 +137,7 @@ def convert(
     """A checkpoint of another project as a generator folder: no pickle is needed any more.
 
     Args:
-        checkpoint: What to convert.
+        checkpoint: The checkpoint to convert.
         out: Folder of the result: safetensors, config.json, a card with licence and sha256.
         option: NAME=VALUE of its family; see latentseg generators --family NAME.
         name: Of the generator; by default that of the file.
@@ -219,9 +219,9 @@ def train_generator(
         report_images: Photos between two reports.
         distance_images: Images drawn at each report to measure distances.
         inception: Weights of the Inception network, to report the FID as well (extra `metrics`).
-        name: Of the generator.
+        name: Name of the generator.
         licence: Of the weights, for its card.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     from latentseg.generators.training import DEFAULTS
     from latentseg.generators.training import train_generator as train_all
