@@ -41,9 +41,11 @@ GENERATOR = GeneratorTrainingConfig(
     augmentation=("color", "translation", "cutout"),
 )  # fmt: skip
 
+# Gradients through the features are larger: smaller plain steps keep the weights in their range.
 PROJECTED = replace(
-    GENERATOR, features="efficientnet-lite0", feature_px=32, blur_images=4 * 16, images=3 * 16
-)
+    GENERATOR, features="efficientnet-lite0", feature_px=32, blur_images=4 * 16, images=3 * 16,
+    lr=GENERATOR.lr / 5,
+)  # fmt: skip
 
 
 class WeightedDiscs(Discs):
@@ -158,13 +160,13 @@ def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
 
 
 def differences(
-    mine: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+    mine: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor], least: float = 1e-3
 ) -> dict[str, float]:
-    """Of each tensor, the largest difference, as a share of its largest value."""
+    """Of each tensor, the largest difference, as a share of its largest value, or of `least`."""
     assert mine.keys() == others.keys()
     return {
         name: float((mine[name].double() - other.double()).abs().max())
-        / max(float(other.double().abs().max()), 1e-3)
+        / max(float(other.double().abs().max()), least)
         for name, other in others.items()
     }
 
@@ -219,12 +221,16 @@ def test_two_processes_learn_the_generator_of_one(folder: Path, alone: Path) -> 
 
 
 def test_two_processes_learn_the_projected_generator_of_one(folder: Path, alone: Path) -> None:
-    """Batch normalization of the heads and their std among samples included."""
+    """The std among samples of the heads included.
+
+    Biases and strengths of noise began at 0 and have hardly moved: sums of terms that cancel, whose
+    rounding is that of the terms.
+    """
     mine, others = (
         Checkpoints(each / "checkpoints").load()[1]
         for each in (folder / "projected", alone / "alone-projected")
     )
-    assert max(differences(mine, others).values()) < 1e-4
+    assert max(differences(mine, others, least=0.1).values()) < 1e-4
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(folder: Path) -> None:

@@ -74,7 +74,7 @@ def synth(
         lossy: yolo: accept polygons that lose more than 1 % of a mask.
         agree: Folder of another labeler, whose masks have to agree, or a sample is dropped.
         vote: Folder of another labeler, that votes on each pixel as well.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     from latentseg.datasets.conversion import convert_dataset as convert_all
     from latentseg.datasets.statistics import statistics

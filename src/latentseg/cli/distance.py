@@ -42,7 +42,7 @@ def distance(
         images: Drawn images; by default as many as photos, at most 5 000.
         feature_weights: File of EfficientNet-Lite0; by default that of the installed package
             (extra `features`).
-        seed: Of the latents.
+        seed: Seed of the latents.
     """
     from latentseg.generators.training.comparison import compare_with_photos
 

@@ -138,7 +138,7 @@ def convert(
     """A checkpoint of another project as a generator folder: no pickle is needed any more.
 
     Args:
-        checkpoint: What to convert.
+        checkpoint: The checkpoint to convert.
         out: Folder of the result: safetensors, config.json, a card with licence and sha256.
         option: NAME=VALUE of its family; see latentseg generators --family NAME.
         name: Of the generator; by default that of the file.
@@ -198,8 +198,8 @@ def train_generator(
         photos: Folder of photos; with --classes, one subfolder of photos per class.
         out: Folder of the training; OUT/generator can be opened at any time, OUT/report.html shows
             samples and distances over time.
-        features: What the discriminator looks at: images, or frozen features of ImageNet, which
-            need far fewer images (extra `features`).
+        features: What the discriminator looks at: images, or frozen features of ImageNet (extra
+            `features`).
         size: Height and width in pixels.
         channels: Channels per resolution, coarse to fine; by default fitted to the size.
         images: Photos shown in all.
@@ -221,9 +221,9 @@ def train_generator(
         report_images: Photos between two reports.
         distance_images: Images drawn at each report to measure distances.
         inception: Weights of the Inception network, to report the FID as well (extra `metrics`).
-        name: Of the generator.
+        name: Name of the generator.
         licence: Of the weights, for its card.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     from latentseg.generators.training import DEFAULTS
     from latentseg.generators.training import train_generator as train_all

@@ -80,7 +80,7 @@ def train(
         lr: Learning rate of Adam.
         augment: none (Melas-Kyriazi 2021), flip, photo: what makes generated pictures look real;
             parts (Tritrong 2021): scaled, turned and moved; parts-photo: both.
-        weight_decay: Of Adam.
+        weight_decay: Weight decay of Adam.
         clip: Largest value of a gradient.
         encoder_weights: File of the weights of a pretrained encoder; by default those of the
             installed package, or of the user's cache.
@@ -96,7 +96,7 @@ def train(
         photos: Unlabelled photos of the same domain, for self-training afterwards; more than the
             generator saw if there are more. Photos, or folders.
         rounds: Rounds of self-training.
-        seed: Of everything random.
+        seed: Seed of all random numbers.
     """
     from latentseg.datasets.pairs import FolderPairs
     from latentseg.datasets.real import open_dataset

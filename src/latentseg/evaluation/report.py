@@ -15,6 +15,8 @@ from latentseg.evaluation.papers import DATASETS, PUBLISHED
 from latentseg.figures import Line, Panel, bar_chart, histogram, line_chart
 from latentseg.files import read_bytes, read_json, write_text
 from latentseg.images import encode, read_image, resize
+from latentseg.labelers.kinds import Story
+from latentseg.labelers.registry import kinds
 from latentseg.plain_data import parse_json
 from latentseg.version import __version__
 
@@ -23,16 +25,8 @@ WIDEST_PX = 1_200
 MOST_POINTS = 400  # of a curve
 MOST_LINES = 6  # in a panel
 # Caption of each picture of the story, and what leads from the picture before to it.
-INSIDE = {
-    "image": ("the image that the generator draws from it", "→"),
-    "light": ("after a step along the light direction", "→"),
-    "dark": ("after a step along the dark direction", "−"),
-    **{
-        f"variant {number}": ("the same layout in another look", "~" if number > 1 else "→")
-        for number in (1, 2, 3)
-    },
-    "mask": ("the mask", "="),
-}
+IMAGE = {"image": ("the image that the generator draws from it", "→")}
+MASK = {"mask": ("the mask", "=")}
 OUTSIDE = {
     "pair": ("image and mask: a pair to learn from", ""),
     "photo": ("a real photo", ""),
@@ -71,6 +65,7 @@ def render_report(run: Path | str) -> Path:
         few_shot=config.get("method") == "few-shot",
         hero=headline(results),
         story=_story(parts),
+        how=_kind_story(config.get("method")).how,
         pairs=parts.picture("samples/pairs.png"),
         sheet=parts.picture("labeler/contact_sheet.png"),
         labeling=_labeling(parts.json("labeler/quality.json")),
@@ -135,6 +130,12 @@ def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
+def _kind_story(method: object) -> Story:
+    """The story of a registered labeler; a plain one for others, as no file names code to run."""
+    known = kinds()
+    return known[method].story if isinstance(method, str) and method in known else Story()
+
+
 def _story(parts: _Parts) -> dict[str, Any] | None:
     story = parts.json("samples/story.json")
     if story is None:
@@ -149,7 +150,10 @@ def _story(parts: _Parts) -> dict[str, Any] | None:
         ]
 
     cells = _latent_cells(story["latent"])
-    return {**story, "cells": cells, "inside": panels(INSIDE), "outside": panels(OUTSIDE)}
+    # A combination of labelers shows the steps of both.
+    steps = {name: each for kind in kinds().values() for name, each in kind.story.captions.items()}
+    inside = panels({**IMAGE, **steps, **MASK})
+    return {**story, "cells": cells, "inside": inside, "outside": panels(OUTSIDE)}
 
 
 def _latent_cells(values: Sequence[float]) -> list[dict[str, Any]]:

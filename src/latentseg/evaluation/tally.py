@@ -75,7 +75,7 @@ class Tally:
         """Measures a photo.
 
         Args:
-            name: Of the photo.
+            name: Name of the photo.
             scores: (K + 1, H, W).
             truth: (H, W) class ids; 255 counts nowhere.
             ids: As `class_ids` gives them.

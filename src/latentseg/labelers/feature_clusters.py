@@ -51,7 +51,7 @@ class FeatureClustersLabeler:
         centers: (k, C) of the clusters, in normalized features.
         mean, std: (C,), by which features are normalized.
         config: Its `layer` must be a number.
-        names: Of the k clusters.
+        names: Names of the k clusters.
         seed: That of images and starts, for the record.
 
     Raises:

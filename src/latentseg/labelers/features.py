@@ -181,7 +181,7 @@ class Hypercolumns:
     Args:
         generator: It has features; where it has `feature_strips`, they are drawn by these.
         size: (height, width) to which all maps are resized; None: that of the images.
-        resize: How; see `resize_maps`.
+        resize: How maps are resized; see `Resizing`.
         layers: Which of the generator's maps; None: all of them. The official code leaves out the
             first one of StyleGAN2.
         memory: Bytes that may be used beside the generator's own and the results; the least that

@@ -111,8 +111,8 @@ class HeadTraining:
         painted: What is learned.
         head: Of `HEADS`.
         n_classes: With the background.
-        config: How.
-        seed: Of everything random.
+        config: Settings of the training.
+        seed: Seed of all random numbers.
         checkpoints: Where states are kept; None: nowhere.
     """
 

@@ -1,4 +1,7 @@
-"""What the search for a direction minimises, as the official code and as the paper have it."""
+"""The contrast and structure terms that Eq. 1 of Melas-Kyriazi et al. 2021 adds, in two versions.
+
+They are those of the official code and of the paper.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -72,15 +75,18 @@ def paper_prior(size: tuple[int, int], device: torch.device | str = "cpu") -> Te
 
 
 def _official_contrast(shifted: Tensor) -> Tensor:
+    """Contrast term of Melas-Kyriazi et al. 2021, as the official code has it."""
     prior = official_prior((shifted.shape[-2], shifted.shape[-1]), shifted.device)
     return (gray(shifted) * prior).mean()
 
 
 def _official_structure(shifted: Tensor, x: Tensor) -> Tensor:
+    """Structure term of Melas-Kyriazi et al. 2021, as the official code has it."""
     return (edges(shifted) - edges(x)).square().mean()
 
 
 def _paper_contrast(shifted: Tensor) -> Tensor:
+    """Contrast term of Melas-Kyriazi et al. 2021, with the sign that its text describes."""
     prior = paper_prior((shifted.shape[-2], shifted.shape[-1]), shifted.device)
     # The paper adds this product, which would darken the center; its text and the official code
     # lighten it, and so does the minus sign here.
@@ -88,6 +94,7 @@ def _paper_contrast(shifted: Tensor) -> Tensor:
 
 
 def _paper_structure(shifted: Tensor, x: Tensor) -> Tensor:
+    """Structure term of Melas-Kyriazi et al. 2021, as the paper prints it."""
     return (squared_edges(shifted) - squared_edges(x)).square().sum(dim=(1, 2)).mean()
 
 

@@ -130,8 +130,8 @@ def write_class_page(
         folder: The labeler's.
         images: (N, H, W, 3) uint8.
         segments: (N, H, W), 1 to K; 0 belongs to none.
-        names: Of the K segments.
-        title: Of the page.
+        names: Names of the K segments.
+        title: Title of the page.
     """
     folder = Path(folder)
     scale = max(1, round(LEAST_CELL_PX / max(images.shape[1:3])))

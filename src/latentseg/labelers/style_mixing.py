@@ -68,7 +68,7 @@ def segment(
 
     Args:
         variants: (B, N, 3, H, W) in [-1, 1].
-        config: How.
+        config: Settings of the clustering.
         seed: Of the starts, the same for every image.
         classes: For k > 2; without them segments mean something else in every image.
     """

@@ -87,7 +87,7 @@ def label_photos(
     Args:
         segmenter: The student.
         photos: (N, H, W, 3) uint8, all at the size of the student's training.
-        config: How.
+        config: Settings of the self-training.
         areas: Least and largest share of a photo that its object may cover.
         share: Of all photos together that the objects shall cover, see `match_area`; None: as the
             student says.

@@ -67,7 +67,7 @@ def self_train(
         photos: A folder of photos; or paths of photos and folders.
         pairs: The synthetic pairs. They and the photos are scaled to `working_size`.
         out: Folder of the work: round-N/ (see `train`), labels-N/, rounds.json, model/.
-        config: How.
+        config: Settings of the self-training.
         card: For the new segmenter; by default that of `segmenter`, without its results.
         device: "auto", "cpu", "cuda", "mps".
         quiet: No progress lines.

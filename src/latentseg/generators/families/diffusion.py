@@ -373,7 +373,7 @@ def consistency_steps(
 ) -> tuple[tuple[Step, ...], float, float | None]:
     """The steps of a consistency model (Song et al. 2023, appendix C), as `_sampler`.
 
-    Noise levels are those of Karras et al. 2022, equation 5. Defaults are those of diffusers.
+    Noise levels are those of Karras et al. 2022, Eq. 5. Defaults are those of diffusers.
     """
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     stride = num_train_timesteps // n_steps / max(num_train_timesteps - 1, 1)
@@ -398,7 +398,7 @@ def consistency_steps(
 def _ddim_steps(
     n_steps: int, scheduler: Mapping[str, Any]
 ) -> tuple[tuple[Step, ...], float, float | None]:
-    """The steps of DDIM with eta 0 (Song et al. 2021, equation 12), as `_sampler`."""
+    """The steps of DDIM with eta 0 (Song et al. 2021, Eq. 12), as `_sampler`."""
     if scheduler.get("thresholding"):
         raise InputError("A scheduler with dynamic thresholding is not supported.")
     noising = diffusers_folders.build(scheduler, DDIM, as_class=DDIM[0])

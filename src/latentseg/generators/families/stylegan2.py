@@ -177,7 +177,7 @@ def modulated_conv(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor | N
         styles: (B, C_in).
         kernel: Filter of the upsampling, or None for no upsampling.
 
-    Source: Karras et al. 2020, eq. 1; scaling activations or weights is the same function.
+    Source: Karras et al. 2020, Eq. 1; scaling activations or weights is the same function.
     """
     x, weight = x * styles.to(x.dtype)[:, :, None, None], weight.to(x.dtype)
     if kernel is None:
@@ -192,7 +192,7 @@ def modulated_conv(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor | N
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
     """Factors (B, C_out) that give each sample's scaled weights unit length.
 
-    Source: Karras et al. 2020, eq. 3.
+    Source: Karras et al. 2020, Eq. 3.
     """
     return (styles.square() @ weight.square().sum(dim=(2, 3)).T + 1e-8).rsqrt()
 

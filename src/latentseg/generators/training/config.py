@@ -30,7 +30,7 @@ class GeneratorTrainingConfig:
         augmentation: Differentiable augmentation: any of "color", "translation", "cutout".
         adaptive: Let the strength of the augmentation follow the discriminator's overfitting.
         features: "none": a discriminator learned from nothing. "efficientnet-lite0": light heads on
-            frozen features of ImageNet, which need a tenth of the images or fewer.
+            frozen features of ImageNet (Sauer et al. 2021).
         feature_px: Shorter side at which the features see an image, in pixels.
         blur_images: Photos until which images are blurred for the features, less and less.
         seed: Step s depends only on (seed, s).
