@@ -51,7 +51,6 @@ def compare_with_photos(
     Raises:
         InputError: photos that cannot be read, too few of them, or no features.
     """
-    features = load_efficientnet_lite0(feature_weights).to(generator.device)
     real = read_photos(photos, generator.info.size).pixels
     most = min(len(real), images or DEFAULT_IMAGES)
     if most < LEAST_IMAGES or (images is not None and images > len(real)):
@@ -59,6 +58,7 @@ def compare_with_photos(
             f"`images`: expected {LEAST_IMAGES} to {len(real)}, the number of photos in {photos}; "
             f"found {images or len(real)}."
         )
+    features = load_efficientnet_lite0(feature_weights).to(generator.device)
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
     real = real[order]
     drawn = draw_images(generator, most, seed=seed, quiet=quiet)
