@@ -1,9 +1,11 @@
 """Descriptions from strangers: documents changed at random, and every reader that opens them."""
 
+import base64
 import copy
 import json
 import random
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from latentseg.datasets.real import open_dataset
 from latentseg.errors import LatentsegError
 from latentseg.generators import load_generator
 from latentseg.generators.conversion import convert
+from latentseg.images import encode
 from latentseg.labelers import load_labeler
 from latentseg.labelers.instances import read_boxes
 from latentseg.labelers.naming import read_names
@@ -270,6 +273,48 @@ def _labelme(folder: Path) -> Reader:
     ]
     size = {"imageHeight": 16, "imageWidth": 16}
     files.write_json(folder / "a.json", {"imagePath": "a.png", "shapes": shapes, **size})
+    return Reader(folder, folder / "a.json", lambda: _opened(folder))
+
+
+def _supervisely(folder: Path) -> Path:
+    """A project of one photo; gives the file of its annotation."""
+    for name in ("img", "ann"):
+        (folder / "ds" / name).mkdir(parents=True)
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(folder / "ds" / "img" / "a.png")
+    files.write_json(folder / "meta.json", {"classes": [{"title": "cat", "shape": "any"}]})
+    points = {"exterior": [[1, 1], [9, 1], [5, 9]], "interior": [[[2, 2], [4, 2], [4, 4]]]}
+    packed = base64.b64encode(zlib.compress(encode(np.eye(4, dtype=np.uint8)))).decode()
+    objects = [
+        {"classTitle": "cat", "geometryType": "polygon", "points": points},
+        {
+            "classTitle": "cat",
+            "geometryType": "bitmap",
+            "bitmap": {"data": packed, "origin": [1, 2]},
+        },
+    ]
+    files.write_json(folder / "ds" / "ann" / "a.png.json", {"objects": objects})
+    return folder / "ds" / "ann" / "a.png.json"
+
+
+@reader
+def _supervisely_annotation(folder: Path) -> Reader:
+    return Reader(folder, _supervisely(folder), lambda: _opened(folder))
+
+
+@reader
+def _supervisely_classes(folder: Path) -> Reader:
+    _supervisely(folder)
+    return Reader(folder, folder / "meta.json", lambda: _opened(folder))
+
+
+@reader
+def _sa1b(folder: Path) -> Reader:
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(folder / "a.png")
+    region = {"size": [16, 16], "counts": [100, 20, 136]}
+    annotations = [{"id": 1, "segmentation": region}]
+    files.write_json(
+        folder / "a.json", {"image": {"file_name": "a.png"}, "annotations": annotations}
+    )
     return Reader(folder, folder / "a.json", lambda: _opened(folder))
 
 

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentseg.datasets.folder import FOLDER, IMAGES
-from latentseg.datasets.formats import coco, hf_datasets, labelme, voc, yolo
+from latentseg.datasets.formats import (
+    coco,
+    foreign_shards,
+    hf_datasets,
+    labelme,
+    parquet,
+    sa1b,
+    supervisely,
+    voc,
+    yolo,
+)
 from latentseg.datasets.groupings import Grouping
 from latentseg.datasets.listings import Layout, Listing
 from latentseg.datasets.published import LABELS, PUBLISHED
@@ -20,8 +30,12 @@ LAYOUTS: tuple[Layout, ...] = (
     yolo.LAYOUT,
     voc.LAYOUT,
     hf_datasets.LAYOUT,
+    supervisely.LAYOUT,
     *PUBLISHED,
-    labelme.LAYOUT,  # last: it looks into files
+    parquet.LAYOUT,  # this and all below look into files
+    foreign_shards.LAYOUT,
+    labelme.LAYOUT,
+    sa1b.LAYOUT,
 )
 
 

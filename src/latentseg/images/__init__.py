@@ -13,7 +13,14 @@ from latentseg.images.folders import (
 )
 from latentseg.images.headers import is_plain, pages_of, size_of
 from latentseg.images.kinds import IGNORE, MAX_PIXELS, OTHER_SUFFIXES, SUFFIXES, Pixels
-from latentseg.images.masks import StoredColors, decode_mask, read_colors, read_halves, read_mask
+from latentseg.images.masks import (
+    StoredColors,
+    decode_mask,
+    read_colors,
+    read_cutout,
+    read_halves,
+    read_mask,
+)
 from latentseg.images.reading import PLAIN, Reading, decode_image, read_image, to_image
 from latentseg.images.scaling import cover, resize, resize_mask, to_pixels, to_tensor
 from latentseg.images.series import Picture, Series, open_series
@@ -49,6 +56,7 @@ __all__ = [
     "page_name",
     "pages_of",
     "read_colors",
+    "read_cutout",
     "read_halves",
     "read_image",
     "read_mask",

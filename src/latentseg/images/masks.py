@@ -100,6 +100,26 @@ def read_halves(path: Path | str, page: int | None = None) -> Pixels:
         return np.where(gray > 127, 255, 0).astype(np.uint8)
 
 
+def read_cutout(content: bytes, where: str) -> Values:
+    """Reads a mask that tools store as a cut-out: what is opaque; without transparency, not black.
+
+    Args:
+        content: Of a file of a picture.
+        where: It is from; for messages.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        InputError, CorruptFileError: as `read_image`.
+    """
+    with opened(content, where) as file, by_pillow(file) as picture:
+        colors = np.array(picture.convert("RGBA"))
+        if picture.has_transparency_data:
+            return colors[..., 3] > 0
+        return (colors[..., :3] > 0).max(axis=-1)
+
+
 @dataclass(frozen=True)
 class StoredColors:
     """A mask as it is stored.
